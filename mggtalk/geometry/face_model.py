@@ -1,0 +1,81 @@
+"""The face model: a linear basis of people and expressions on the tracked face mesh. Our free stand-in for a 3DMM.
+
+Letters: M the mesh of a frame with the head pose removed; b its blendshape scores; B what each blendshape moves; c the motion
+components' coefficients and C what they move; a a person's coefficients in the identity basis A:
+    M = mean + A a + B b + C c.
+The expression feature of the method is e = (b, c). All meshes are in canonical head space, centimetres.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from datasets_toolkit.head_pose import canonical_face
+
+ASSET = Path(__file__).parents[1] / "assets" / "face_basis.safetensors"
+
+
+class FaceModel(nn.Module):
+    """The basis that ships with the project, made by ``tools/fit_face_model.py``; buffers only, nothing to train.
+
+    Args:
+        noise: standard deviation (cm) that a vertex is trusted to, against the unit priors of the coefficients.
+    """
+
+    mean: Float[Tensor, "v 3"]
+    identity: Float[Tensor, "a v 3"]
+    blendshapes: Float[Tensor, "b v 3"]
+    components: Float[Tensor, "c v 3"]
+    importance: Float[Tensor, " v"]
+    triangles: Int[Tensor, "m 3"]
+    mirror: Int[Tensor, " v"]
+
+    def __init__(self, noise: float = 0.05) -> None:
+        super().__init__()
+        self.noise = noise
+        for name, tensor in load_file(ASSET).items():
+            self.register_buffer(name, tensor.float(), persistent=False)
+        face = canonical_face()
+        self.register_buffer("triangles", torch.from_numpy(face.triangles), persistent=False)
+        self.register_buffer("mirror", torch.from_numpy(face.mirror), persistent=False)
+
+    @property
+    def expression_size(self) -> int:
+        """Length of an expression: blendshapes and motion components."""
+        return len(self.blendshapes) + len(self.components)
+
+    def displacement(self, expression: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch v 3"]:
+        """How far an expression, or a difference of two, moves each vertex."""
+        return torch.einsum("...e,evk->...vk", expression, torch.cat([self.blendshapes, self.components]))
+
+    def neutral(self, meshes: Float[Tensor, "t v 3"], blendshapes: Float[Tensor, "t b"]) -> Float[Tensor, "v 3"]:
+        """A person's neutral face from frames of them: the mean of what the blendshapes leave."""
+        return (meshes - torch.einsum("tb,bvk->tvk", blendshapes, self.blendshapes)).mean(0)
+
+    def expression(
+        self, meshes: Float[Tensor, "t v 3"], blendshapes: Float[Tensor, "t b"], neutral: Float[Tensor, "v 3"]
+    ) -> Float[Tensor, "t e"]:
+        """Expressions of frames of a person whose neutral face is known."""
+        left = meshes - neutral - torch.einsum("tb,bvk->tvk", blendshapes, self.blendshapes)
+        return torch.cat([blendshapes, self._solve(self.components, left)], -1)
+
+    def split(self, mesh: Float[Tensor, "v 3"], blendshapes: Float[Tensor, " b"]) -> tuple[Float[Tensor, "v 3"], Float[Tensor, " e"]]:
+        """Neutral face and expression of one frame of an unknown person: the most probable split under the priors of both bases."""
+        left = mesh - self.mean - torch.einsum("b,bvk->vk", blendshapes, self.blendshapes)
+        both = self._solve(torch.cat([self.identity, self.components]), left[None])[0]
+        components = both[len(self.identity) :]
+        expression = torch.cat([blendshapes, components])
+        return mesh - self.displacement(expression), expression
+
+    def _solve(self, basis: Float[Tensor, "k v 3"], residual: Float[Tensor, "t v 3"]) -> Float[Tensor, "t k"]:
+        """Maximum a posteriori coefficients with unit priors."""
+        weights = self.importance[:, None]
+        matrix = (basis * weights).flatten(1).double()
+        target = (residual * weights).flatten(1).double()
+        normal = matrix @ matrix.mT + self.noise**2 * torch.eye(len(matrix), device=matrix.device, dtype=matrix.dtype)
+        return torch.linalg.solve(normal, matrix @ target.mT).mT.to(residual.dtype)

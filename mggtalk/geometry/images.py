@@ -1,0 +1,52 @@
+"""Filling and sampling images: what the classical bases of the model are made of. All of it batches and differentiates."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
+
+
+def push_pull(image: Float[Tensor, "*batch c h w"], known: Float[Tensor, "*batch 1 h w"]) -> Float[Tensor, "*batch c h w"]:
+    """Fill an image smoothly where it is not known.
+
+    Known pixels are averaged into ever coarser levels until nothing is missing, then each level fills its gaps from the coarser one
+    (Gortler et al., "The lumigraph", SIGGRAPH 1996, section 3.4).
+
+    Args:
+        image: any channels.
+        known: 1 where the image is to be kept, 0 where it is to be filled; values between mix the two.
+    """
+    batch = image.shape[:-3]
+    filled = _pull(image.flatten(0, -4) if batch else image[None], known.flatten(0, -4) if batch else known[None])
+    return filled.reshape(image.shape)
+
+
+def _pull(image: Tensor, known: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    if min(height, width) <= 1:
+        mean = (image * known).sum((-2, -1), keepdim=True) / known.sum((-2, -1), keepdim=True).clamp(min=1e-6)
+        return known * image + (1 - known) * mean
+    even = (0, width % 2, 0, height % 2)
+    weighted = avg_pool2d(pad(image * known, even), 2)
+    weight = avg_pool2d(pad(known, even), 2)
+    coarse = _pull(weighted / weight.clamp(min=1e-6), (2 * weight).clamp(max=1))
+    finer = interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)[..., :height, :width]
+    return known * image + (1 - known) * finer
+
+
+def sample(image: Float[Tensor, "*batch c h w"], pixels: Float[Tensor, "*batch n 2"]) -> Float[Tensor, "*batch n c"]:
+    """Bilinear samples of an image at pixel coordinates (first centre 0.5, 0.5); beyond the border the edge is repeated."""
+    batch = image.shape[:-3]
+    height, width = image.shape[-2:]
+    grid = 2 * pixels / pixels.new_tensor([width, height]) - 1
+    flat = image.reshape(-1, *image.shape[-3:])
+    values = grid_sample(flat, grid.reshape(flat.shape[0], 1, -1, 2), mode="bilinear", padding_mode="border", align_corners=False)
+    return values[:, :, 0].mT.reshape(*batch, *pixels.shape[-2:-1], image.shape[-3])
+
+
+def dilate(mask: Float[Tensor, "*batch 1 h w"], radius: int) -> Float[Tensor, "*batch 1 h w"]:
+    """Grey dilation by a square of side ``2 radius + 1``."""
+    flat = mask.reshape(-1, *mask.shape[-3:])
+    return torch.nn.functional.max_pool2d(flat, 2 * radius + 1, stride=1, padding=radius).reshape(mask.shape)

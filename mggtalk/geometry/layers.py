@@ -1,0 +1,81 @@
+"""A source image taken apart: the head's own colours and alpha, what is torso and background, and what bends between head and torso."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from datasets_toolkit.schema import HEAD_REGIONS, Region
+from mggtalk.geometry.cameras import pixel_centres, unproject
+from mggtalk.geometry.images import dilate, push_pull
+from mggtalk.types import Frame, TensorRecord
+
+SOLID = 0.97
+"""Matte above which a pixel shows nothing but the person."""
+TRACE = 0.03
+"""Matte below which a pixel shows nothing of the person."""
+BEND_BELOW_CHIN = 0.0
+"""Height (cm, from the chin upwards) below which neck and hair begin to bend towards the torso."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers(TensorRecord):
+    """Images of one source."""
+
+    head: Float[Tensor, "*batch 1 h w"]  # alpha of head, hair and neck
+    foreground: Float[Tensor, "*batch 3 h w"]  # their colour, background removed at soft edges
+    head_weight: Float[Tensor, "*batch 1 h w"]  # 1 follows the head, 0 stays with the torso
+    hidden: Float[Tensor, "*batch 1 h w"]  # 1 where the head hides torso and background
+    background: Float[Tensor, "*batch 1 h w"]  # 1 where the source surely shows background
+    torso: Float[Tensor, "*batch 1 h w"]  # 1 where it surely shows torso
+    torso_extent: Float[Tensor, "*batch 1 h w"]  # alpha of the whole torso, hidden parts included
+
+
+def take_apart(frame: Frame, chin: Float[Tensor, " b"]) -> Layers:
+    """Split an annotated source (batched) into layers; ``chin`` is the canonical height of its chin, cm."""
+    labels = frame.parsing[:, None]
+    is_head = _one_of(labels, HEAD_REGIONS).to(frame.image)
+    is_torso = (labels == Region.TORSO).to(frame.image)
+    person = ((labels != Region.BACKGROUND) & (frame.matte > 0.5)).to(frame.image)
+    share = push_pull(is_head, person)  # who the soft edge of the person belongs to
+    head = frame.matte * (share > 0.5)
+    solid = is_head * (frame.matte > SOLID)
+    hidden = (dilate(head, 2) > TRACE).to(head)
+    background = 1 - (dilate(frame.matte, 3) > TRACE).to(head)
+    torso = is_torso * (frame.matte > SOLID) * (1 - dilate(is_head, 3))
+    return Layers(
+        head=head,
+        foreground=push_pull(frame.image, solid),
+        head_weight=_head_weight(frame, is_head, is_torso, chin),
+        hidden=hidden,
+        background=background,
+        torso=torso,
+        torso_extent=_torso_extent(is_torso * frame.matte, hidden),
+    )
+
+
+def _one_of(labels: Tensor, regions: tuple[Region, ...]) -> Tensor:
+    return torch.isin(labels, torch.tensor([int(region) for region in regions], dtype=labels.dtype, device=labels.device))
+
+
+def _torso_extent(torso: Tensor, hidden: Tensor) -> Tensor:
+    """The torso's alpha with its outline continued smoothly under neck and hair."""
+    continued = push_pull(torso, 1 - hidden)
+    return torch.where(hidden > 0, ((continued - 0.5) * 6 + 0.5).clamp(0, 1), torso)
+
+
+def _head_weight(frame: Frame, is_head: Tensor, is_torso: Tensor, chin: Tensor) -> Tensor:
+    """1 above the chin, 0 at the torso and at the lower image border, smooth over neck and hanging hair."""
+    height, width = frame.image.shape[-2:]
+    pixels = pixel_centres(height, width, device=frame.image.device, dtype=frame.image.dtype).reshape(1, -1, 2)
+    points = unproject(pixels.expand(len(frame.depth), -1, -1), frame.depth.flatten(1).clamp(min=1), frame.camera)
+    below = points[..., 1].unflatten(-1, (height, width))[:, None] < (chin + BEND_BELOW_CHIN)[:, None, None, None]
+    face = (frame.parsing[:, None] != Region.NECK) & (frame.parsing[:, None] != Region.HAIR)
+    moves = is_head * (face | ~below)
+    border = torch.zeros_like(is_head)
+    border[..., -2:, :] = 1
+    stays = torch.maximum(dilate(is_torso, 1), border) * (1 - moves)
+    return push_pull(moves, torch.maximum(moves, stays))

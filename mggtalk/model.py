@@ -1,0 +1,173 @@
+"""MGGTalk, the figure as one module.
+
+    portrait --parsing--> head ----> depth, normals --> [refiner] --> P_f --mirror, voxel filter--> P_f^s
+        |                   |                                          |                             |
+        |                   +--> [identity encoder] --> F -----------+-|--------------------------+  |
+        |                                                            | |                          |  |
+        |        e (driver) - e (source) --> [deformation] ----------|-+--> P_d                   |  +--> P_d^s
+        |                                                            v v                          v  v
+        |                                                    [visible decoder] --counterparts--> [mirrored decoder]
+        |                                                            |                                |
+        |                                                            +------------- G ----------------+
+        |                                                                           |
+        |                                                                     [densifier]
+        |                                                                           |
+        +--> torso, background --> [inpainter] ------------> composite <-- splat <-- G_den      head pose: the camera of the splat
+
+Gong et al., "Monocular and Generalizable Gaussian Talking Head Animation" (MGGTalk), arXiv 2504.00665. Every network in brackets is a
+zero-initialised correction of a base value, so that the untrained model already reenacts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from datasets_toolkit.face_regions import CHIN
+from datasets_toolkit.schema import Region
+from mggtalk.geometry.head_points import visible_points
+from mggtalk.geometry.images import sample
+from mggtalk.geometry.inner_parts import inner_points
+from mggtalk.geometry.layers import Layers, take_apart
+from mggtalk.geometry.neck import bend
+from mggtalk.geometry.surface import normals_from_depth
+from mggtalk.geometry.symmetry import hidden_behind, mirror_cloud, voxel_filter
+from mggtalk.modules.deformation import Deformed, DeformationNetwork
+from mggtalk.modules.gaussians import Densifier, GaussianDecoder, base_gaussians, parameters
+from mggtalk.modules.identity import IdentityEncoder
+from mggtalk.modules.inpainter import Inpainter, classical_fill
+from mggtalk.modules.refiner import GeometryRefiner
+from mggtalk.rendering.renderer import Renderer
+from mggtalk.types import Camera, Frame, Gaussians, HeadPoints, Identity, Pair, PointCloud, Reenactment, Surface, cat
+
+EYES_AND_MOUTH = (Region.LEFT_EYE, Region.RIGHT_EYE, Region.MOUTH)
+
+
+class MGGTalk(nn.Module):
+    """The whole model.
+
+    Args:
+        refiner: corrects the depth of the head.
+        encoder: spatial identity features.
+        deformation: moves points by expression.
+        visible_decoder: Gaussians of what the source shows.
+        mirrored_decoder: Gaussians of mirrored points, given their counterparts' (``extra=11``).
+        densifier: children of every Gaussian.
+        inpainter: torso and background behind the head.
+        renderer: splats.
+        voxel_size: of the filter that thins the mirrored points, cm.
+        margin: how far (cm) mirrored points must lie behind what the source shows.
+        capacity: size of the set of visible points; by default as large as the source needs.
+    """
+
+    def __init__(
+        self,
+        refiner: GeometryRefiner,
+        encoder: IdentityEncoder,
+        deformation: DeformationNetwork,
+        visible_decoder: GaussianDecoder,
+        mirrored_decoder: GaussianDecoder,
+        densifier: Densifier,
+        inpainter: Inpainter,
+        renderer: Renderer,
+        voxel_size: float = 0.35,
+        margin: float = 0.4,
+        capacity: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.refiner, self.encoder, self.deformation = refiner, encoder, deformation
+        self.visible_decoder, self.mirrored_decoder = visible_decoder, mirrored_decoder
+        self.densifier, self.inpainter, self.renderer = densifier, inpainter, renderer
+        self.voxel_size, self.margin, self.capacity = voxel_size, margin, capacity
+
+    def forward(self, pair: Pair) -> Reenactment:
+        """The source with the target's expression, seen by the target's camera; the target's image is not looked at."""
+        identity = self.reconstruct(pair.source)
+        coarse, dense = self.gaussians(identity, pair.target.expression, pair.target.camera)
+        size = (pair.target.image.shape[-2], pair.target.image.shape[-1])
+        return Reenactment(
+            coarse=self.renderer(coarse, pair.target.camera, size, identity.background),
+            dense=self.renderer(dense, pair.target.camera, size, identity.background),
+        )
+
+    def reconstruct(self, frame: Frame) -> Identity:
+        """What is computed once for a portrait (batched)."""
+        layers = take_apart(frame, frame.mesh[:, CHIN, 1])
+        depth = self.refiner(frame, layers.head)
+        mask = depth > 0
+        surface = Surface(depth=depth, normals=normals_from_depth(depth, mask, frame.camera.intrinsics), mask=mask)
+        points = self.points(frame, layers, surface)
+        features = self.encoder(frame.image, layers.head)
+        return Identity(
+            points=points,
+            visible_features=sample(features, points.visible.pixels / 2),
+            mirrored_features=sample(features, points.mirrored.pixels / 2),
+            background=self.background(frame, layers),
+            camera=frame.camera,
+            expression=frame.expression,
+        )
+
+    def points(self, frame: Frame, layers: Layers, surface: Surface) -> HeadPoints:
+        """P_f, with eyeballs and the inside of the mouth, and P_f^s: mirrored points where the source shows none."""
+        visible = visible_points(frame, layers, surface, self.deformation.face_model, self.capacity)
+        mirrored = mirror_cloud(visible, self.deformation.face_model.mirror)
+        keep = voxel_filter(mirrored.positions, _mirrors(visible, frame), visible.positions, visible.mask, self.voxel_size)
+        keep &= hidden_behind(mirrored.positions, surface, frame.camera, self.margin)
+        order = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, : max(int(keep.sum(1).max()), 1)]
+        mirrored = _select(replace(mirrored, mask=keep), order)
+        return HeadPoints(visible=cat([visible, inner_points(frame)], dim=1), mirrored=mirrored, counterpart=order)
+
+    def background(self, frame: Frame, layers: Layers) -> Float[Tensor, "b 3 h w"]:
+        """Torso and background without the head."""
+        filled = classical_fill(frame.image, layers.background, layers.torso, layers.torso_extent)
+        return self.inpainter(layers.hidden * filled + (1 - layers.hidden) * frame.image, layers.hidden)
+
+    def gaussians(self, identity: Identity, expression: Float[Tensor, "b e"], camera: Camera) -> tuple[Gaussians, Gaussians]:
+        """The Gaussians of an identity under an expression and a camera, before and after densification."""
+        points = identity.points
+        visible = self.deform(points.visible, identity, expression, camera)
+        mirrored = self.deform(points.mirrored, identity, expression, camera)
+        visible_base, mirrored_base = _base(visible, points.visible), _base(mirrored, points.mirrored)
+        stage_one = self.visible_decoder(visible_base, identity.visible_features)
+        counterparts = _select(parameters(stage_one), points.counterpart)
+        stage_two = self.mirrored_decoder(mirrored_base, identity.mirrored_features, counterparts)
+        dense = [
+            self.densifier(decoded, base, deformed.tangents, cloud.child_colour, cloud.child_opacity, features)
+            for decoded, base, deformed, cloud, features in (
+                (stage_one, visible_base, visible, points.visible, identity.visible_features),
+                (stage_two, mirrored_base, mirrored, points.mirrored, identity.mirrored_features),
+            )
+        ]
+        return cat([stage_one, stage_two], dim=1), cat(dense, dim=1)
+
+    def deform(self, cloud: PointCloud, identity: Identity, expression: Float[Tensor, "b e"], camera: Camera) -> Deformed:
+        """Expression moves the points; then those of the neck bend between the head and the resting torso."""
+        moved = self.deformation(cloud, expression, identity.expression)
+        return Deformed(*bend(moved.positions, moved.tangents, cloud.head_weight, cloud.head_weight_steps, camera, identity.camera))
+
+
+def _base(deformed: Deformed, cloud: PointCloud) -> Gaussians:
+    return base_gaussians(deformed, cloud.colour, cloud.opacity, cloud.mask)
+
+
+def _mirrors(visible: PointCloud, frame: Frame) -> Tensor:
+    """Points worth mirroring: not eyes and mouth, which have generic parts behind them, and nothing that rests with the torso."""
+    height, width = frame.parsing.shape[-2:]
+    column = visible.pixels[..., 0].long().clamp(0, width - 1)
+    row = visible.pixels[..., 1].long().clamp(0, height - 1)
+    labels = frame.parsing.flatten(1).gather(1, row * width + column)
+    inner = torch.isin(labels, torch.tensor([int(region) for region in EYES_AND_MOUTH], dtype=labels.dtype, device=labels.device))
+    return visible.mask & ~inner & (visible.head_weight > 0.5)
+
+
+Points = TypeVar("Points", PointCloud, Tensor)
+
+
+def _select(points: Points, order: Int[Tensor, "b m"]) -> Points:
+    """Entries ``order`` of every set of the batch."""
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    return points[rows, order]

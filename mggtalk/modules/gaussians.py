@@ -1,0 +1,153 @@
+"""Symmetric Gaussian prediction: two decoders and the densification, each a correction of a base Gaussian.
+
+The base of a point: the source pixel's colour, scales from the pixel's footprint on the surface, orientation from its tangents, opacity
+from the matte. Letters: K children a parent; t0, t1 the tangents of a point (cm a grid step).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from mggtalk.geometry.cameras import matrix_to_quaternion, multiply_quaternions
+from mggtalk.geometry.head_points import CHILD_STEPS
+from mggtalk.modules.deformation import Deformed
+from mggtalk.modules.layers import fourier, fourier_size, mlp
+from mggtalk.types import Gaussians
+
+SPREAD = 0.5
+"""Standard deviation of a Gaussian in units of the step to its neighbour."""
+THICKNESS = 0.15
+"""Scale along the normal in units of the smaller tangent scale."""
+CORRECTIONS = 10
+"""Numbers that correct a Gaussian: colour 3, log scale 3, rotation 3, opacity 1."""
+
+
+def base_gaussians(
+    deformed: Deformed, colour: Float[Tensor, "b n 3"], opacity: Float[Tensor, "b n"], mask: Tensor, spread: float = SPREAD
+) -> Gaussians:
+    """Flat Gaussians over the footprints of the points.
+
+    The frame is t0, what of t1 is orthogonal to it, and their normal (Gram-Schmidt: smooth where eigenvectors are not).
+    """
+    right, down = deformed.tangents.unbind(-2)
+    first = normalize(right, dim=-1, eps=1e-8)
+    across = down - (down * first).sum(-1, keepdim=True) * first
+    second = normalize(across, dim=-1, eps=1e-8)
+    frame = torch.stack([first, second, torch.linalg.cross(first, second)], -1)
+    sides = torch.stack([right.norm(dim=-1), across.norm(dim=-1)], -1).clamp(min=1e-4) * spread
+    scales = torch.cat([sides, THICKNESS * sides.amin(-1, keepdim=True)], -1)
+    return Gaussians(
+        means=deformed.positions,
+        quaternions=matrix_to_quaternion(frame),
+        scales=scales,
+        opacities=opacity,
+        features=colour,
+        mask=mask,
+    )
+
+
+def corrected(base: Gaussians, correction: Float[Tensor, "b n k"]) -> Gaussians:
+    """Apply corrections: colours add, scales multiply, rotations compose, opacities add as logits. Zero changes nothing."""
+    colour, log_scale, rotation, logit = correction.split([3, 3, 3, 1], -1)
+    half = torch.cat([torch.ones_like(logit), 0.5 * rotation], -1)
+    opacity = torch.sigmoid(torch.logit(base.opacities, 1e-4) + logit[..., 0])
+    return Gaussians(
+        means=base.means,
+        quaternions=multiply_quaternions(base.quaternions, normalize(half, dim=-1)),
+        scales=base.scales * log_scale.clamp(-4, 2).exp(),
+        opacities=torch.where(base.opacities > 1e-4, opacity, base.opacities),
+        features=base.features + colour,
+        mask=base.mask,
+    )
+
+
+def parameters(gaussians: Gaussians) -> Float[Tensor, "b n 11"]:
+    """What a network reads of Gaussians: colour, log scales, rotation and opacity."""
+    return torch.cat(
+        [gaussians.features, gaussians.scales.clamp(min=1e-4).log() / 3, gaussians.quaternions, gaussians.opacities[..., None]], -1
+    )
+
+
+class GaussianDecoder(nn.Module):
+    """Corrects the base Gaussians of points from identity features and deformed positions.
+
+    The visible decoder (SGP, stage one) sees just that; the decoder of the mirrored points (stage two) also sees the stage-one
+    Gaussians of their counterparts (``extra`` numbers each).
+    """
+
+    def __init__(self, channels: int = 32, extra: int = 0, width: int = 96, octaves: int = 4) -> None:
+        super().__init__()
+        self.octaves = octaves
+        self.body = mlp(channels + extra + fourier_size(octaves), width, CORRECTIONS)
+
+    def forward(
+        self, base: Gaussians, features: Float[Tensor, "b n c"], counterpart: Float[Tensor, "b n x"] | None = None
+    ) -> Gaussians:
+        """The Gaussians of the points of ``base``."""
+        inputs = [features, fourier(base.means, self.octaves)]
+        return corrected(base, self.body(torch.cat(inputs if counterpart is None else [*inputs, counterpart], -1)))
+
+
+class Densifier(nn.Module):
+    """Each Gaussian becomes the parent of K children with their own offsets and parameters (paper, densification).
+
+    The base: the children share out the parent's footprint, each with the colour and opacity that the source shows at its place, and
+    with the parent's own correction of them.
+
+    Args:
+        channels: of the identity features.
+        width: of the hidden layers.
+        limit: largest correction of an offset, in steps.
+        spread: standard deviation of a child in units of the distance to its siblings.
+    """
+
+    def __init__(self, channels: int = 32, width: int = 96, limit: float = 1.0, spread: float = SPREAD) -> None:
+        super().__init__()
+        self.limit, self.spread = limit, spread
+        self.count = len(CHILD_STEPS)
+        self.body = mlp(channels + 11, width, self.count * (3 + CORRECTIONS))
+        self.register_buffer("steps", torch.tensor(CHILD_STEPS), persistent=False)
+
+    def forward(
+        self,
+        parents: Gaussians,
+        base: Gaussians,
+        tangents: Float[Tensor, "b n 2 3"],
+        colour: Float[Tensor, "b n k 3"],
+        opacity: Float[Tensor, "b n k"],
+        features: Float[Tensor, "b n c"],
+    ) -> Gaussians:
+        """The children, ``n k`` of them.
+
+        Args:
+            parents: decoded Gaussians.
+            base: what they were before the decoder corrected them.
+            tangents: of the parents.
+            colour: that the source shows at the children's places.
+            opacity: likewise.
+            features: identity features of the parents.
+        """
+        raw = self.body(torch.cat([features, parameters(parents)], -1)).unflatten(-1, (self.count, 3 + CORRECTIONS))
+        offset, correction = raw[..., :3], raw[..., 3:]
+        normal = torch.linalg.cross(*normalize(tangents, dim=-1, eps=1e-8).unbind(-2))
+        size = tangents.norm(dim=-1).mean(-1)[..., None, None]
+        moved = torch.tanh(offset) * self.limit
+        means = parents.means[..., None, :] + self.steps.to(tangents) @ tangents + moved[..., :2] @ tangents
+        means = means + moved[..., 2:] * size * normal[..., None, :]
+        shift = torch.logit(parents.opacities, 1e-4) - torch.logit(base.opacities, 1e-4)
+        own = torch.where(opacity > 1e-4, torch.sigmoid(torch.logit(opacity, 1e-4) + shift[..., None]), opacity)
+        children = Gaussians(
+            means=means.flatten(-3, -2),
+            quaternions=self._each(parents.quaternions),
+            scales=self._each(parents.scales * (0.5 * self.spread / SPREAD)),
+            opacities=own.flatten(-2),
+            features=(colour + (parents.features - base.features)[..., None, :]).flatten(-3, -2),
+            mask=parents.mask.repeat_interleave(self.count, -1) & (opacity.flatten(-2) > 1 / 255),
+        )
+        return corrected(children, correction.flatten(-3, -2))
+
+    def _each(self, values: Tensor) -> Tensor:
+        return values.repeat_interleave(self.count, -2)
