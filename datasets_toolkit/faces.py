@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from datasets_toolkit.assets import locate
+from datasets_toolkit.native import quiet_stderr
 from datasets_toolkit.schema import LANDMARKS, ByteImage, Face, FloatArray
 
 SEARCH_SCALE = 2.0
@@ -106,12 +107,13 @@ class FaceTracker:
             min_face_detection_confidence=0.3,
             min_face_presence_confidence=0.3,
         )
-        self._landmarker = vision.FaceLandmarker.create_from_options(landmarker)
         detector = vision.FaceDetectorOptions(
             base_options=BaseOptions(model_asset_buffer=locate("face_detection_short_range.tflite", folder=assets).read_bytes()),
             min_detection_confidence=0.5,
         )
-        self._detector = vision.FaceDetector.create_from_options(detector)
+        with quiet_stderr():
+            self._landmarker = vision.FaceLandmarker.create_from_options(landmarker)
+            self._detector = vision.FaceDetector.create_from_options(detector)
 
     def __enter__(self) -> FaceTracker:
         return self

@@ -7,6 +7,10 @@ from types import ModuleType
 
 from datasets_toolkit.errors import MediaError
 
+# How swscale converts between RGB and YUV: bicubic, full chroma in and out, accurate rounding (its default shortcut darkens by more
+# than one level in 255). These are the numbers of its header; PyAV names them from version 18 on only.
+EXACT_SCALING = 0x4 | 0x2000 | 0x4000 | 0x40000
+
 
 class MediaWarning(UserWarning):
     """A file is damaged or cut short; what could be decoded was used."""
@@ -37,10 +41,3 @@ def check_input(path: Path, kind: str) -> None:
         raise MediaError(f"{path}: no such {kind} file; check the path")
     if path.stat().st_size == 0:
         raise MediaError(f"{path}: this {kind} file is empty; copy or download it again")
-
-
-def exact_scaling() -> int:
-    """Flags for PyAV's conversions between RGB and YUV; the default shortcut of swscale darkens by more than one level in 255."""
-    from av.video.reformatter import Interpolation
-
-    return Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP

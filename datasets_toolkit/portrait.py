@@ -45,6 +45,11 @@ class Annotators:
         depth = self.depth(crop, parsing)
         return Annotations(parsing=parsing, depth=depth, normals=self.normals(crop, parsing, depth))
 
+    def close(self) -> None:
+        """Release models held open."""
+        for annotator in (self.parsing, self.depth, self.normals):
+            annotator.close()
+
 
 def find_portrait(image: ByteImage, tracker: FaceTracker, *, face: int = 0, name: str = "image") -> Face:
     """The face of a portrait (h w 3), checked to be one that can be animated.

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from datasets_toolkit.errors import MediaError
 from datasets_toolkit.images import MAX_PIXELS, read_image
-from datasets_toolkit.media import MediaWarning, check_input, exact_scaling, import_av
+from datasets_toolkit.media import EXACT_SCALING, MediaWarning, check_input, import_av
 from datasets_toolkit.video_writer import VideoWriter
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def _rgb(frame: DecodedFrame, stream: VideoStream) -> npt.NDArray[np.uint8]:
     width, height = _square_size(frame, stream)
     # Untagged material is BT.709 from 720 lines on and BT.601 below, as players take it.
     matrix = (_BT709 if frame.height >= 720 else _BT601) if frame.colorspace == _UNSPECIFIED else None
-    rgb = frame.reformat(width, height, "rgb24", src_colorspace=matrix, src_color_range=frame.color_range, interpolation=exact_scaling())
+    rgb = frame.reformat(width, height, "rgb24", src_colorspace=matrix, src_color_range=frame.color_range, interpolation=EXACT_SCALING)
     image = rgb.to_ndarray().astype(np.uint8, copy=False)
     transpose, mirror, upside_down = _orientation(frame)
     image = image.swapaxes(0, 1) if transpose else image

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from datasets_toolkit.audio_track import AudioTrack
 from datasets_toolkit.errors import MediaError
-from datasets_toolkit.media import exact_scaling, import_av
+from datasets_toolkit.media import EXACT_SCALING, import_av
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -168,7 +168,7 @@ class VideoWriter:
             image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         frame = RawFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         yuv = frame.reformat(
-            format="yuv420p", dst_colorspace=_BT709, src_color_range=_FULL, dst_color_range=_LIMITED, interpolation=exact_scaling()
+            format="yuv420p", dst_colorspace=_BT709, src_color_range=_FULL, dst_color_range=_LIMITED, interpolation=EXACT_SCALING
         )
         yuv.color_primaries = yuv.color_trc = _BT709
         return yuv

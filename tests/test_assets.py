@@ -199,16 +199,26 @@ def test_a_damaged_cache_is_fetched_again(tmp_path: Path, cache: Path, capsys: p
     assert "fetching it again" in capsys.readouterr().err
 
 
-def test_offline_every_source_is_named_with_its_reason_and_what_to_do(tmp_path: Path, cache: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_every_source_is_named_with_its_reason_and_what_to_do(
+    tmp_path: Path, cache: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(assets, "ASSETS", (model(url=address(server, "/missing")),))
     with pytest.raises(AssetError) as caught:
         locate("model.task", folder=tmp_path)
     message = str(caught.value)
-    for part in ("model.task", f"{tmp_path}: no such file", "pip download failed", "tinymodels==1.0", "Not Found", f"Put it into {cache}", assets.ENVIRONMENT):
+    for part in (
+        "model.task",
+        f"{tmp_path}: no such file",
+        "pip download failed",
+        "tinymodels==1.0",
+        "Not Found",
+        f"Put it into {cache}",
+        assets.ENVIRONMENT,
+    ):
         assert part in message
     assert "\n" not in message
     monkeypatch.setattr(assets, "ASSETS", (model(),))
-    with pytest.raises(AssetError, match="[Rr]efused"):
+    with pytest.raises(AssetError, match=r"[Rr]efused"):
         locate("model.task")
 
 
@@ -241,7 +251,8 @@ PROCESS = """
 import sys
 from datasets_toolkit import assets
 from datasets_toolkit.asset_list import Asset
-assets.ASSETS = (Asset("model.task", sys.argv[1], int(sys.argv[2]), "Apache-2.0", sys.argv[3], "tinymodels==1.0", "tinymodels/model.task", ""),)
+sha256, size, url = sys.argv[1:]
+assets.ASSETS = (Asset("model.task", sha256, int(size), "Apache-2.0", url, "tinymodels==1.0", "tinymodels/model.task", ""),)
 print(assets.locate("model.task"))
 """
 
@@ -274,12 +285,15 @@ def test_status_tells_without_the_network(tmp_path: Path, cache: Path, monkeypat
     assert rows[2].state == "missing"
 
 
-@pytest.mark.parametrize(("platform", "variables", "expected"), [
-    ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/mggtalk"),
-    ("linux", {}, "~/.cache/mggtalk"),
-    ("darwin", {}, "~/Library/Caches/mggtalk"),
-    ("win32", {"LOCALAPPDATA": "/local"}, "/local/mggtalk/cache"),
-])
+@pytest.mark.parametrize(
+    ("platform", "variables", "expected"),
+    [
+        ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/mggtalk"),
+        ("linux", {}, "~/.cache/mggtalk"),
+        ("darwin", {}, "~/Library/Caches/mggtalk"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local/mggtalk/cache"),
+    ],
+)
 def test_cache_folder_by_platform(monkeypatch: pytest.MonkeyPatch, platform: str, variables: dict[str, str], expected: str) -> None:
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)

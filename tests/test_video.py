@@ -153,7 +153,9 @@ def _tagged(path: Path, matrix: int, full: bool, height: int = HEIGHT) -> tuple[
 
 
 @pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize(("matrix", "height", "kr", "kb"), [(1, 64, 0.2126, 0.0722), (6, 64, 0.299, 0.114), (2, 64, 0.299, 0.114), (2, 720, 0.2126, 0.0722)])
+@pytest.mark.parametrize(
+    ("matrix", "height", "kr", "kb"), [(1, 64, 0.2126, 0.0722), (6, 64, 0.299, 0.114), (2, 64, 0.299, 0.114), (2, 720, 0.2126, 0.0722)]
+)
 def test_colours_follow_the_tags_of_the_stream(tmp_path: Path, matrix: int, height: int, kr: float, kb: float, full: bool) -> None:
     """Against the closed form of H.273: untagged small pictures are BT.601, untagged large ones BT.709."""
     path, (y, u, v) = _tagged(tmp_path / "clip.mp4", matrix, full, height)

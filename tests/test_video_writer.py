@@ -59,7 +59,9 @@ def heard(path: Path) -> tuple[float, float, float, str]:
     return float(when[0]), float(when[-1] + when[1] - when[0]), float(when[np.argmax(level > 0.5 * level.max())]), name
 
 
-def write(path: Path, times: list[float | None], fps: Fraction = Fraction(25), audio: Path | None = None, size: tuple[int, int] = SIZE) -> None:
+def write(
+    path: Path, times: list[float | None], fps: Fraction = Fraction(25), audio: Path | None = None, size: tuple[int, int] = SIZE
+) -> None:
     """Dark frames, white ones from ``CLICK`` on."""
     with VideoWriter(path, fps, size, audio_from=audio) as writer:
         for i, time in enumerate(times):
@@ -260,7 +262,10 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "touch", refuse)  # permissions do not bind an administrator, so the refusal is played
-    with pytest.raises(MediaError, match=r"out\.mp4: writing failed \(Permission denied\)"), VideoWriter(tmp_path / "out.mp4", Fraction(25), SIZE):
+    with (
+        pytest.raises(MediaError, match=r"out\.mp4: writing failed \(Permission denied\)"),
+        VideoWriter(tmp_path / "out.mp4", Fraction(25), SIZE),
+    ):
         pass
     assert os.listdir(tmp_path) == []
 
@@ -268,7 +273,10 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "touch", lambda self, **_: self.symlink_to("/dev/full"))
-    with pytest.raises(MediaError, match="No space left on device"), VideoWriter(tmp_path / "out.mkv", Fraction(25), (512, 512), crf=0) as writer:
+    with (
+        pytest.raises(MediaError, match="No space left on device"),
+        VideoWriter(tmp_path / "out.mkv", Fraction(25), (512, 512), crf=0) as writer,
+    ):
         noise = np.random.default_rng(0)
         for _ in range(60):
             writer.write(noise.integers(0, 256, (512, 512, 3), dtype=np.uint8))
@@ -279,8 +287,16 @@ def test_sound_that_cannot_be_used(tmp_path: Path) -> None:
     write(tmp_path / "silent.mp4", [None] * 3)
     (tmp_path / "text.wav").write_text("no sound\n" * 50)
     (tmp_path / "empty.wav").touch()
-    for name, reason in (("silent.mp4", "has no sound"), ("text.wav", "no sound can be read"), ("empty.wav", "is empty"), ("x.wav", "no such")):
-        with pytest.raises(MediaError, match=reason) as caught, VideoWriter(tmp_path / "out.mp4", Fraction(25), SIZE, audio_from=tmp_path / name):
+    for name, reason in (
+        ("silent.mp4", "has no sound"),
+        ("text.wav", "no sound can be read"),
+        ("empty.wav", "is empty"),
+        ("x.wav", "no such"),
+    ):
+        with (
+            pytest.raises(MediaError, match=reason) as caught,
+            VideoWriter(tmp_path / "out.mp4", Fraction(25), SIZE, audio_from=tmp_path / name),
+        ):
             pass
         assert str(tmp_path / name) in str(caught.value)
         assert not (tmp_path / "out.mp4").exists()
@@ -289,7 +305,10 @@ def test_sound_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_misuse_is_a_value_error(tmp_path: Path) -> None:
     for bad in (smooth(64, 64), smooth().astype(np.uint16)):
-        with pytest.raises(Exception, match="expected uint8|Type-check error"), VideoWriter(tmp_path / "out.mp4", Fraction(25), SIZE) as writer:
+        with (
+            pytest.raises(Exception, match=r"expected uint8|Type-check error"),
+            VideoWriter(tmp_path / "out.mp4", Fraction(25), SIZE) as writer,
+        ):
             writer.write(bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must increase"), VideoWriter(tmp_path / "out.mp4", Fraction(25), SIZE) as writer:
         writer.write(smooth(), 1.0)

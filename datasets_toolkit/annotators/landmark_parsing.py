@@ -16,6 +16,7 @@ import numpy.typing as npt
 from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators.base import FaceCrop, Map, Parsing, ParsingAnnotator
 from datasets_toolkit.assets import ASSETS, locate
+from datasets_toolkit.native import quiet_stderr
 from datasets_toolkit.schema import ByteImage, FloatArray, Region
 
 MASK = npt.NDArray[np.bool_]
@@ -52,7 +53,8 @@ class LandmarkParsing(ParsingAnnotator):
         options = vision.ImageSegmenterOptions(
             base_options=BaseOptions(model_asset_buffer=locate(SEGMENTER, folder=assets).read_bytes()), output_confidence_masks=True
         )
-        self._segmenter = vision.ImageSegmenter.create_from_options(options)
+        with quiet_stderr():
+            self._segmenter = vision.ImageSegmenter.create_from_options(options)
 
     def provenance(self) -> dict[str, str]:
         """The segmentation model's hash and licence."""

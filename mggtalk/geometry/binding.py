@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from datasets_toolkit import face_regions
@@ -21,12 +21,12 @@ CHUNK = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Binding(TensorRecord):
-    """Anchors of pixels, their weights, and the weights' derivative by pixel."""
+    """Anchors of pixels, their weights, the weights' derivative by pixel, and where the mesh ends."""
 
     anchors: Int[Tensor, "*batch n 3"]
     weights: Float[Tensor, "*batch n 3"]
     slopes: Float[Tensor, "*batch n 2 3"]  # change of the weights a pixel right and a pixel down
-    on_mesh: Bool[Tensor, "*batch n"]
+    distance: Float[Tensor, "*batch n"]  # pixels to the nearest border of the mesh: rim of the face, lids or inner lips
 
 
 def bind(
@@ -46,7 +46,7 @@ def bind(
         anchors=torch.cat([part.anchors for part in parts], 1),
         weights=torch.cat([part.weights for part in parts], 1),
         slopes=torch.cat([part.slopes for part in parts], 1),
-        on_mesh=torch.cat([part.on_mesh for part in parts], 1),
+        distance=torch.cat([part.distance for part in parts], 1),
     )
 
 
@@ -59,13 +59,12 @@ def _bind(pixels: Tensor, vertices: Tensor, depth: Tensor, triangles: Tensor, fa
     weights = coordinates.gather(2, best[..., None, None].expand(-1, -1, 1, 3))[:, :, 0]
     slopes = linear.gather(1, best[..., None, None].expand(-1, -1, 3, 2)).mT
     border = _bind_to_border(pixels, vertices, fade)
-    on_mesh = inside.any(-1)
-    choose = on_mesh[..., None]
+    choose = inside.any(-1, keepdim=True)
     return Binding(
         anchors=torch.where(choose, triangles[best], border.anchors),
         weights=torch.where(choose, weights, border.weights),
         slopes=torch.where(choose[..., None], slopes, border.slopes),
-        on_mesh=on_mesh,
+        distance=border.distance,
     )
 
 
@@ -112,5 +111,5 @@ def _bind_to_border(pixels: Tensor, vertices: Tensor, fade: float) -> Binding:
         anchors=torch.cat([anchors, anchors[..., :1]], -1),
         weights=weights,
         slopes=slopes,
-        on_mesh=torch.zeros_like(faded),
+        distance=distance,
     )

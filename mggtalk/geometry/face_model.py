@@ -25,6 +25,7 @@ class FaceModel(nn.Module):
 
     Args:
         noise: standard deviation (cm) that a vertex is trusted to, against the unit priors of the coefficients.
+        basis: another basis file of ``tools/fit_face_model.py``, for example one fitted without the people it is evaluated on.
     """
 
     mean: Float[Tensor, "v 3"]
@@ -35,10 +36,10 @@ class FaceModel(nn.Module):
     triangles: Int[Tensor, "m 3"]
     mirror: Int[Tensor, " v"]
 
-    def __init__(self, noise: float = 0.05) -> None:
+    def __init__(self, noise: float = 0.05, basis: Path | None = None) -> None:
         super().__init__()
         self.noise = noise
-        for name, tensor in load_file(ASSET).items():
+        for name, tensor in load_file(basis or ASSET).items():
             self.register_buffer(name, tensor.float(), persistent=False)
         face = canonical_face()
         self.register_buffer("triangles", torch.from_numpy(face.triangles), persistent=False)

@@ -32,6 +32,8 @@ FADE = 3.0
 """Distance from the face, cm, at which expressions have faded to exp(-1)."""
 EYE_DEPTH, MOUTH_DEPTH = 0.35, 0.7
 """How far eyeballs lie behind the lids and teeth behind the lips, cm, so that what closes covers them."""
+EDGE = 0.12
+"""Distance from lids and inner lips, cm, within which what is labelled eye or mouth moves with the lid or lip."""
 JAW = (152, 175, 199)
 """Vertices of the chin: the lower teeth move with them."""
 
@@ -61,8 +63,8 @@ def visible_points(frame: Frame, layers: Layers, surface: Surface, face_model: F
     grid = _compact(_candidates(frame, layers), capacity)
     labels = _nearest(frame.parsing[:, None].float(), grid.pixels)[..., 0].round().to(torch.uint8)
     depth = sample(push_pull(surface.depth, surface.mask.to(surface.depth)), grid.pixels)[..., 0]
-    binding = _bind(frame, grid.pixels, labels, face_model)
-    positions = unproject(grid.pixels, depth + _behind(labels), frame.camera)
+    binding, behind = _bind(frame, grid.pixels, labels, face_model)
+    positions = unproject(grid.pixels, depth + behind, frame.camera)
     children = _child_pixels(grid)
     alpha = sample(layers.head, children.flatten(1, 2)).unflatten(1, (-1, len(CHILD_STEPS)))[..., 0]
     return PointCloud(
@@ -129,11 +131,6 @@ def _slopes(image: Float[Tensor, "b 1 h w"], grid: _Grid) -> Float[Tensor, "b n 
     return torch.cat([sample(image, grid.pixels + half) - sample(image, grid.pixels - half) for half in ahead], -1)
 
 
-def _behind(labels: Tensor) -> Tensor:
-    eye = (labels == Region.LEFT_EYE) | (labels == Region.RIGHT_EYE)
-    return EYE_DEPTH * eye + MOUTH_DEPTH * (labels == Region.MOUTH)
-
-
 def _tangents(grid: _Grid, depth: Tensor, surface: Surface, camera: Camera) -> Float[Tensor, "b n 2 3"]:
     """Footprints: the derivative of the surface point by pixel, along the tangent plane, rotated into canonical space.
 
@@ -152,18 +149,25 @@ def _tangents(grid: _Grid, depth: Tensor, surface: Surface, camera: Camera) -> F
     return tangents @ invert_rigid(camera.head_to_camera)[:, None, :3, :3].mT
 
 
-def _bind(frame: Frame, pixels: Tensor, labels: Tensor, face_model: FaceModel) -> Binding:
-    """Bind to the mesh, but eyes to the iris, upper teeth to the skull and lower teeth to the jaw."""
+def _bind(frame: Frame, pixels: Tensor, labels: Tensor, face_model: FaceModel) -> tuple[Binding, Float[Tensor, "b n"]]:
+    """Bind to the mesh, but eyes to the iris, upper teeth to the skull and lower teeth to the jaw; and how far behind the mesh each lies.
+
+    What is labelled mouth or eye but lies at its edge is lip or lid: between closed lips there are no teeth to be seen, and lashes do not
+    move with the gaze.
+    """
     with torch.no_grad():
         vertices, depth = project(frame.mesh, frame.camera)
         scale = frame.camera.intrinsics[0, 0, 0] / frame.camera.head_to_camera[0, 2, 3]
         binding = bind(pixels, vertices, depth, face_model.triangles, float(FADE * scale))
+        inner = binding.distance > EDGE * scale
         for region, iris in ((Region.LEFT_EYE, face_regions.LEFT_IRIS), (Region.RIGHT_EYE, face_regions.RIGHT_IRIS)):
-            binding = _rebind(binding, labels == region, (iris[0], iris[1], iris[3]), 1.0)
-        mouth = labels == Region.MOUTH
+            binding = _rebind(binding, inner & (labels == region), (iris[0], iris[1], iris[3]), 1.0)
+        mouth = inner & (labels == Region.MOUTH)
         upper = _closer_to_upper_lip(pixels, vertices)
         binding = _rebind(binding, mouth & upper, JAW, 0.0)
-        return _rebind(binding, mouth & ~upper, JAW, 1.0)
+        binding = _rebind(binding, mouth & ~upper, JAW, 1.0)
+        eye = inner & ((labels == Region.LEFT_EYE) | (labels == Region.RIGHT_EYE))
+        return binding, EYE_DEPTH * eye + MOUTH_DEPTH * mouth
 
 
 def _rebind(binding: Binding, where: Tensor, anchors: tuple[int, int, int], strength: float) -> Binding:
@@ -172,7 +176,7 @@ def _rebind(binding: Binding, where: Tensor, anchors: tuple[int, int, int], stre
         anchors=torch.where(chosen, torch.tensor(anchors, device=where.device), binding.anchors),
         weights=torch.where(chosen, strength / 3, binding.weights),
         slopes=torch.where(chosen[..., None], 0.0, binding.slopes),
-        on_mesh=binding.on_mesh,
+        distance=binding.distance,
     )
 
 

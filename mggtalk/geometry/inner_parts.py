@@ -78,7 +78,7 @@ def _mouth(frame: Frame) -> list[_Patch]:
     grey = light.mean(-1, keepdim=True)
     dark, flesh = light * light.new_tensor([0.22, 0.14, 0.14]), light * light.new_tensor([0.62, 0.42, 0.42])
     tongue = (torch.exp(-((u / 0.6) ** 2)) * ((v + 0.1) / 0.7).clamp(0, 1) * 0.8)[None, ..., None]
-    white = (0.35 * light + 0.65 * grey) * 1.12
+    white = 0.55 * light + 0.3 * grey  # in the shade of the lips
     gaps = 1 - 0.10 * torch.exp(-(((u * 3.5 + 0.5) % 1 - 0.5) / 0.09) ** 2)
     shade = ((1 - 0.55 * u.abs() ** 2) * gaps)[None, ..., None]
     solid = torch.ones_like(u)[None]
@@ -86,8 +86,8 @@ def _mouth(frame: Frame) -> list[_Patch]:
     wide = torch.nn.functional.normalize(half, dim=-1)
     return [
         _Patch(middle + 2.4 * back + 0.9 * down, wide * size, down * 2.4, JAW, 0.5, dark + tongue * (flesh - dark), solid),
-        _Patch(jaw + 1.05 * back + 0.42 * down, wide * size * 0.62, down * 0.4, JAW, 1.0, white * 0.8 * shade, tooth),
-        _Patch(lip + 0.9 * back - 0.27 * down, wide * size * 0.72, down * 0.45, JAW, 0.0, white * shade, tooth),
+        _Patch(jaw + 1.05 * back + 0.85 * down, wide * size * 0.62, down * 0.4, JAW, 1.0, white * 0.8 * shade, tooth),
+        _Patch(lip + 0.9 * back - 0.40 * down, wide * size * 0.72, down * 0.45, JAW, 0.0, white * shade, tooth),
     ]
 
 
@@ -109,7 +109,7 @@ def _eye(frame: Frame, *, left: bool) -> list[_Patch]:
     depth = corners[..., 2].mean(1)
     u, v = _coordinates(frame, 2)
     white = _white_of_eye(frame, Region.LEFT_EYE if left else Region.RIGHT_EYE)
-    shade = (1 - 0.35 * u.abs() ** 2 - 0.15 * (v < 0) * v.abs())[None, ..., None]
+    shade = (1 - 0.15 * u.abs() ** 2 - 0.15 * (v < 0) * v.abs())[None, ..., None]
     anchors = (iris[0], iris[1], iris[3])
     centre = torch.stack([middle[:, 0], middle[:, 1], depth - 0.75], -1)
     sclera = _Patch(centre, right * half * 1.05, down * half * 0.62, anchors, 0.0, white * shade, torch.ones_like(u)[None])
@@ -133,7 +133,7 @@ def _white_of_eye(frame: Frame, region: Region) -> Float[Tensor, "b 1 1 3"]:
             colours.append(fallback)
             continue
         brightness = pixels.mean(0)
-        bright = brightness >= brightness.quantile(0.65)
+        bright = brightness >= brightness.quantile(0.8)
         colours.append(pixels[:, bright].mean(1))
     return torch.stack(colours)[:, None, None]
 

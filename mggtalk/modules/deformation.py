@@ -13,6 +13,10 @@ from mggtalk.modules.layers import fourier, fourier_size, mlp
 from mggtalk.types import PointCloud
 
 
+STRETCH = 5.0
+"""Largest change of a footprint in units of its size: in slivers of triangles the derivative says nothing of the surface."""
+
+
 class Deformed(NamedTuple):
     """Positions (cm) and tangents (cm a grid step) of points under another expression."""
 
@@ -30,8 +34,10 @@ def skin(cloud: PointCloud, displacement: Float[Tensor, "b v 3"]) -> Deformed:
     index = cloud.anchors.flatten(-2)[..., None].expand(-1, -1, 3)
     moved = displacement.gather(-2, index).unflatten(-2, (-1, 3))  # b n 3 anchors 3
     positions = cloud.positions + (cloud.weights[..., None] * moved).sum(-2)
-    tangents = cloud.tangents + cloud.weight_steps @ moved
-    return Deformed(positions, tangents)
+    change = cloud.weight_steps @ moved
+    largest = STRETCH * cloud.tangents.norm(dim=-1, keepdim=True)
+    change = change * (largest / change.norm(dim=-1, keepdim=True).clamp(min=1e-6)).clamp(max=1)
+    return Deformed(positions, cloud.tangents + change)
 
 
 class DeformationNetwork(nn.Module):

@@ -1,0 +1,97 @@
+"""``mggdata``: look at what the toolkit sees in an image or a video, and manage its model files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from datasets_toolkit import __version__
+from datasets_toolkit.errors import UserError
+from datasets_toolkit.schema import ByteImage
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="mggdata", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_inspect(commands.add_parser("inspect", help="landmarks, parsing, matte, depth and normals of a face, as a picture"))
+    _add_assets(commands.add_parser("assets", help="list, fetch and check the model files"))
+    parsed = parser.parse_args(arguments)
+    return run(parsed.function, parsed)
+
+
+def run(function: Callable[[argparse.Namespace], None], parsed: argparse.Namespace) -> int:
+    """Call a command; a user's mistake becomes one line on stderr and status 2, Ctrl-C status 130."""
+    try:
+        function(parsed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="image or video")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="PNG to write")
+    parser.add_argument("--face", type=int, default=0, help="which face, 0 the largest (default %(default)s)")
+    parser.add_argument("--size", type=int, default=512, help="pixels a side of the crop (default %(default)s)")
+    parser.add_argument("--frames", type=int, default=6, help="frames of a video, evenly spread (default %(default)s)")
+    parser.add_argument("--assets", type=Path, help="folder with the model files")
+    parser.set_defaults(function=_inspect)
+
+
+def _inspect(parsed: argparse.Namespace) -> None:
+    from datasets_toolkit.annotators.depth_normals import DepthNormals
+    from datasets_toolkit.annotators.landmark_parsing import LandmarkParsing
+    from datasets_toolkit.annotators.mesh_depth import MeshDepth
+    from datasets_toolkit.faces import FaceTracker
+    from datasets_toolkit.pictures import annotation_panel, contact_sheet, write_png
+    from datasets_toolkit.portrait import Annotators, crop_face, find_portrait
+
+    images = _images(parsed.source, parsed.frames)
+    rows = []
+    with FaceTracker(parsed.assets) as tracker, LandmarkParsing(parsed.assets) as parsing:
+        annotators = Annotators(parsing=parsing, depth=MeshDepth(), normals=DepthNormals())
+        for name, image in images:
+            crop = crop_face(image, find_portrait(image, tracker, face=parsed.face, name=name), parsed.size)
+            rows.append(annotation_panel(crop, annotators(crop)))
+    write_png(parsed.output, contact_sheet(rows, height=256))
+    print(parsed.output)
+
+
+def _images(source: Path, frames: int) -> list[tuple[str, ByteImage]]:
+    from datasets_toolkit.pictures import spread
+    from datasets_toolkit.video import probe, read_frames, read_image
+
+    if source.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}:
+        return [(str(source), read_image(source))]
+    count = probe(source).frames or 1
+    wanted = set(spread(count, frames))
+    return [(f"{source} (frame {frame.index})", frame.image) for frame in read_frames(source) if frame.index in wanted]
+
+
+def _add_assets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fetch", action="store_true", help="fetch what is missing")
+    parser.add_argument("--folder", type=Path, help="folder with the model files")
+    parser.set_defaults(function=_assets)
+
+
+def _assets(parsed: argparse.Namespace) -> None:
+    from datasets_toolkit.assets import ASSETS, locate, status
+
+    if parsed.fetch:
+        for asset in ASSETS:
+            locate(asset.name, folder=parsed.folder)
+    for row in status(parsed.folder):
+        place = f"  {row.path}" if row.path else ""
+        print(f"{row.asset.name}: {row.state}{place}\n    {row.asset.description}; {row.asset.licence}; SHA-256 {row.asset.sha256}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""``mggtalk``: make a portrait talk, and track the motion of a video."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets_toolkit import __version__
+from datasets_toolkit.cli import run
+from datasets_toolkit.errors import MediaError, UserError
+
+if TYPE_CHECKING:
+    from mggtalk.drivers import Control
+    from mggtalk.talking_head import Avatar, TalkingHead
+    from mggtalk.types import Motion
+
+log = logging.getLogger("mggtalk")
+MOTION_SUFFIXES = (".safetensors", ".csv")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="mggtalk", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_animate(commands.add_parser("animate", help="animate a portrait with a driving video or a motion file"))
+    _add_track(commands.add_parser("track", help="write the motion of a video to a file"))
+    parsed = parser.parse_args(arguments)
+    _show_notes()
+    return run(parsed.function, parsed)
+
+
+def _show_notes() -> None:
+    """Warnings of our own as one line each."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    log.setLevel(logging.INFO)
+    warnings.showwarning = lambda message, *_, **__: print(f"WARNING: {message}", file=sys.stderr)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-smooth", dest="smooth", action="store_false", help="do not filter tracking jitter")
+    parser.add_argument("--assets", type=Path, help="folder with the face tracker's model files (default: found or fetched)")
+
+
+def _add_track(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", type=Path, help="video of a face")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="motion file to write (.safetensors)")
+    parser.add_argument("--face", type=int, default=0, help="which face of the first frame, 0 the largest (default %(default)s)")
+    _add_common(parser)
+    parser.set_defaults(function=_track)
+
+
+def _add_animate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=Path, required=True, help="portrait (image file)")
+    driver = parser.add_mutually_exclusive_group(required=True)
+    driver.add_argument("--driving", type=Path, help="video whose face drives the portrait")
+    driver.add_argument("--motion", type=Path, help="motion file of `mggtalk track`, or an ARKit blendshape CSV")
+    parser.add_argument("--output", type=Path, required=True, help="video to write (.mp4, .mov or .mkv)")
+    parser.add_argument("--model", type=Path, help="folder of a model (default: the untrained bases that ship with the project)")
+    parser.add_argument("--size", type=int, default=256, help="pixels a side of the rendered crop (default %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default %(default)s)")
+    view = parser.add_mutually_exclusive_group()
+    view.add_argument("--crop", dest="full_frame", action="store_false", help="write the square around the head (default)")
+    view.add_argument("--full-frame", dest="full_frame", action="store_true", help="write the whole portrait")
+    parser.add_argument("--face", type=int, default=0, help="which face of the portrait, 0 the largest (default %(default)s)")
+    parser.add_argument("--driving-face", type=int, default=0, help="which face of the driving video (default %(default)s)")
+    parser.add_argument("--pose", choices=("relative", "absolute", "still"), default="relative", help="head pose: changes since the driver's first frame, the driver's own, or none (default %(default)s)")  # fmt: skip # noqa: E501
+    parser.add_argument("--expression", choices=("absolute", "relative"), default="absolute", help="expression: the driver's own, or its changes since the first frame (default %(default)s)")  # fmt: skip # noqa: E501
+    parser.add_argument("--pose-scale", type=float, default=1.0, help="0 still, 1 as the driver, more exaggerates")
+    parser.add_argument("--expression-scale", type=float, default=1.0, help="0 none, 1 as the driver, more exaggerates")
+    parser.add_argument("--no-audio", dest="audio", action="store_false", help="leave the driver's sound out")
+    parser.add_argument("--sheet", type=Path, help="also write a contact sheet (PNG)")
+    _add_common(parser)
+    parser.set_defaults(function=_animate)
+
+
+def _track(parsed: argparse.Namespace) -> None:
+    from datasets_toolkit.video import probe
+    from mggtalk.motion_files import save_motion
+    from mggtalk.talking_head import TalkingHead
+
+    _check_folder(parsed.output)
+    if parsed.output.suffix.lower() != ".safetensors":
+        raise UserError(f"{parsed.output}: a motion file ends in .safetensors")
+    info = probe(parsed.video)
+    with TalkingHead.from_pretrained(assets=parsed.assets) as head:
+        motion, rate = _timed_track(head, parsed.video, parsed.face, parsed.smooth)
+    save_motion(parsed.output, motion, fps=info.fps, source=parsed.video.name)
+    print(f"{parsed.output}: {len(motion.times)} frames; tracking {rate:.1f} frames/s")
+
+
+def _animate(parsed: argparse.Namespace) -> None:
+    from mggtalk.drivers import Control
+    from mggtalk.export import BASES
+    from mggtalk.talking_head import TalkingHead
+
+    _check_outputs(parsed)
+    control = Control(
+        pose=parsed.pose, expression=parsed.expression, pose_scale=parsed.pose_scale, expression_scale=parsed.expression_scale
+    )
+    with TalkingHead.from_pretrained(parsed.model or BASES, size=parsed.size, device=_device(parsed.device), assets=parsed.assets) as head:
+        start = time.perf_counter()
+        avatar = head.reconstruct(parsed.source, face=parsed.face)
+        print(f"building the portrait: {time.perf_counter() - start:.1f} s")
+        motion, fps, sound = _driver(parsed, head)
+        rate, sheet = _write(parsed, head, avatar, motion, control, fps, sound)
+    print(f"animating: {rate:.1f} frames/s at {parsed.size} x {parsed.size}")
+    print(parsed.output)
+    if parsed.sheet:
+        from datasets_toolkit.pictures import contact_sheet, write_png
+
+        write_png(parsed.sheet, contact_sheet([sheet]))
+        print(parsed.sheet)
+
+
+def _check_outputs(parsed: argparse.Namespace) -> None:
+    """Refuse what would fail only after minutes of work."""
+    from datasets_toolkit.video import VideoWriter
+
+    VideoWriter(parsed.output, Fraction(25), (2, 2))
+    for path in filter(None, (parsed.output, parsed.sheet)):
+        _check_folder(path)
+    if parsed.size < 64 or parsed.size % 8:
+        raise UserError(f"--size {parsed.size}: must be a multiple of 8 and at least 64")
+    for path in filter(None, (parsed.driving, parsed.motion)):
+        if path.exists() and parsed.output.exists() and path.samefile(parsed.output):
+            raise UserError(f"{parsed.output}: is the driver itself; choose another output")
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise MediaError(f"{path}: the folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise MediaError(f"{path}: the folder {path.parent} cannot be written to; choose another output")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu, or install a CUDA build of PyTorch")
+    try:
+        return str(torch.device(name))
+    except RuntimeError:
+        raise UserError(f"--device {name}: unknown device; use auto, cpu or cuda") from None
+
+
+def _driver(parsed: argparse.Namespace, head: TalkingHead) -> tuple[Motion, Fraction, Path | None]:
+    """The motion, its frame rate, and the file with its sound."""
+    from datasets_toolkit.video import probe
+    from mggtalk.motion_csv import motion_from_csv
+    from mggtalk.motion_files import load_motion
+
+    if parsed.motion is None:
+        info = probe(parsed.driving)
+        motion, rate = _timed_track(head, parsed.driving, parsed.driving_face, parsed.smooth)
+        print(f"tracking: {rate:.1f} frames/s")
+        if parsed.audio and not info.has_audio:
+            print(f"{parsed.driving}: has no sound, so the output has none")
+        return motion, info.fps, parsed.driving if parsed.audio and info.has_audio else None
+    if parsed.motion.suffix.lower() not in MOTION_SUFFIXES:
+        raise UserError(f"{parsed.motion}: not a motion file ({' or '.join(MOTION_SUFFIXES)}); a video goes to --driving")
+    csv = parsed.motion.suffix.lower() == ".csv"
+    motion, fps = motion_from_csv(parsed.motion, head.face_model) if csv else load_motion(parsed.motion)
+    return motion, fps or _rate(motion), None
+
+
+def _rate(motion: Motion) -> Fraction:
+    """Mean frame rate of a motion that does not tell."""
+    span = float(motion.times[-1] - motion.times[0])
+    return Fraction((len(motion.times) - 1) / span).limit_denominator(1001) if span > 0 else Fraction(25)
+
+
+def _timed_track(head: TalkingHead, video: Path, face: int, smooth: bool) -> tuple[Motion, float]:
+    from datasets_toolkit.video import probe
+
+    start = time.perf_counter()
+    with _bar("tracking", probe(video).frames) as bar:
+        motion = head.track(video, face=face, smooth=smooth, progress=lambda frames: _counted(frames, bar))
+    return motion, len(motion.times) / (time.perf_counter() - start)
+
+
+def _write(
+    parsed: argparse.Namespace, head: TalkingHead, avatar: Avatar, motion: Motion, control: Control, fps: Fraction, sound: Path | None
+) -> tuple[float, list[Any]]:
+    """Render and encode; returns frames per second of rendering, and frames for a contact sheet."""
+    from datasets_toolkit.pictures import spread
+    from datasets_toolkit.video import VideoWriter
+    from mggtalk.talking_head import full_frame
+
+    height, width = avatar.image.shape[:2] if parsed.full_frame else (parsed.size, parsed.size)
+    tags = {"comment": f"synthetic: made by MGGTalk {__version__} from a portrait and a motion"}
+    shown, sheet, busy = set(spread(len(motion.times), 8)), [avatar.crop.image], 0.0
+    with VideoWriter(parsed.output, fps, (width, height), audio_from=sound, metadata=tags) as video, _bar("animating", len(motion.times)) as bar:
+        frames = head.animate(avatar, motion, control)
+        for row, moment in enumerate(motion.times.tolist()):
+            start = time.perf_counter()
+            frame = next(frames)
+            busy += time.perf_counter() - start
+            video.write(full_frame(avatar, frame) if parsed.full_frame else frame, moment)
+            sheet += [frame] if row in shown else []
+            bar.update()
+    return len(motion.times) / max(busy, 1e-9), sheet
+
+
+@contextmanager
+def _bar(name: str, total: int | None) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=name, unit="frame", file=sys.stderr, leave=False) as bar:
+        yield bar
+
+
+def _counted(frames: Any, bar: Any) -> Iterator[Any]:
+    for frame in frames:
+        yield frame
+        bar.update()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

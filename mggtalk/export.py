@@ -1,0 +1,111 @@
+"""Models as files: a folder with ``config.yaml`` (classes and constructor arguments) and ``model.safetensors``. No pickle, no code.
+
+A config whose ``weights`` is null is a model without training: its networks leave the bases as they are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from datasets_toolkit.errors import UserError
+from mggtalk.model import MGGTalk
+from mggtalk.rendering.renderer import Renderer
+
+FORMAT, VERSION = "mggtalk-model", 1
+BASES = Path(__file__).parent / "assets" / "mggtalk-bases"
+"""The model that ships with the project."""
+
+
+class ModelError(UserError):
+    """A model folder cannot be read."""
+
+
+def load_model(folder: Path = BASES) -> MGGTalk:
+    """Build the model of a folder, in evaluation mode, on the CPU.
+
+    Raises:
+        ModelError: files are missing, damaged, of another format or version, or weights and config disagree.
+    """
+    config = _read_config(folder / "config.yaml")
+    with torch.random.fork_rng(devices=[]):  # what is not zero at the start is the same every time
+        torch.manual_seed(0)
+        model = _build(config["model"], folder / "config.yaml")
+    if not isinstance(model, MGGTalk):
+        raise ModelError(f"{folder / 'config.yaml'}: describes a {type(model).__name__}, not a MGGTalk")
+    if config["weights"] is not None:
+        _load_weights(model, folder / "model.safetensors")
+    return model.eval()
+
+
+def save_model(model: MGGTalk, config: dict[str, Any], folder: Path) -> None:
+    """Write a model that :func:`load_model` reads back.
+
+    Args:
+        model: whose weights are written.
+        config: ``class_path`` and ``init_args`` of the model, nested, as :func:`load_model` builds them.
+        folder: created if missing; each file appears whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{secrets.token_hex(4)}.part"
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, part)
+    os.replace(part, folder / "model.safetensors")
+    text = yaml.safe_dump({"format": FORMAT, "version": VERSION, "weights": "model.safetensors", "model": config}, sort_keys=False)
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, folder / "config.yaml")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file; give the folder of a model, with config.yaml and model.safetensors") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ModelError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT or not {"version", "weights", "model"} <= config.keys():
+        raise ModelError(f"{path}: not the config of a model (format, version, weights and model are needed)")
+    if config["version"] != VERSION:
+        raise ModelError(f"{path}: version {config['version']} of the model format; this release reads version {VERSION}")
+    return config
+
+
+def _build(node: Any, path: Path) -> Any:
+    """Objects of ``class_path`` / ``init_args`` nodes, inside out; only classes of this package can be named."""
+    if isinstance(node, list):
+        return tuple(_build(item, path) for item in node)
+    if not (isinstance(node, dict) and "class_path" in node):
+        return node
+    module, _, name = str(node["class_path"]).rpartition(".")
+    if module.split(".")[0] != "mggtalk":
+        raise ModelError(f"{path}: class {node['class_path']} is not part of mggtalk")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise ModelError(f"{path}: there is no class {node['class_path']}; the model may come from another release") from None
+    if not inspect.isclass(kind) or not issubclass(kind, (torch.nn.Module, Renderer)):
+        raise ModelError(f"{path}: {node['class_path']} is not a part of a model")
+    arguments = {key: _build(value, path) for key, value in (node.get("init_args") or {}).items()}
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise ModelError(f"{path}: {node['class_path']}: {error}") from error
+
+
+def _load_weights(model: MGGTalk, path: Path) -> None:
+    try:
+        model.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file, though the model's config names it; copy it beside config.yaml") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file ({error})") from error
+    except RuntimeError as error:
+        raise ModelError(f"{path}: does not fit the config beside it: {error}") from error

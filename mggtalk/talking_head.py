@@ -1,0 +1,189 @@
+"""The library's front door: a portrait becomes an avatar, a motion animates it.
+
+    with TalkingHead.from_pretrained() as head:
+        avatar = head.reconstruct("portrait.jpg")
+        for frame in head.animate(avatar, head.track("driving.mp4")):
+            ...  # uint8, size x size x 3
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+import torch
+
+from datasets_toolkit.annotators import FaceCrop
+from datasets_toolkit.annotators.depth_normals import DepthNormals
+from datasets_toolkit.annotators.landmark_parsing import LandmarkParsing
+from datasets_toolkit.annotators.mesh_depth import MeshDepth
+from datasets_toolkit.faces import FaceTracker
+from datasets_toolkit.images import read_image
+from datasets_toolkit.portrait import Annotations, Annotators, crop_face, find_portrait
+from datasets_toolkit.schema import ByteImage, TrackedClip
+from datasets_toolkit.smoothing import LandmarkFilter, NoFilter, ZeroPhaseOneEuro, smooth_clip
+from datasets_toolkit.tracking import track_clip
+from datasets_toolkit.video import VideoFrame, read_frames
+from mggtalk.data.frames import to_frame
+from mggtalk.drivers import Control, motion_from_clip, retarget
+from mggtalk.export import BASES, load_model
+from mggtalk.geometry.face_model import FaceModel
+from mggtalk.model import MGGTalk
+from mggtalk.types import Camera, Frame, Identity, Motion, stack
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[Iterable[VideoFrame]], Iterable[VideoFrame]]
+FEATHER = 0.04
+"""Width, in units of the crop's side, over which a crop fades into the full frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Avatar:
+    """A portrait ready to be animated.
+
+    Attributes:
+        image: the whole portrait, h w 3.
+        crop: what was cut out of it and tracked.
+        annotations: parsing, depth and normals of the crop.
+        frame: the crop as a record (batch of one).
+        identity: what the model computed of it.
+    """
+
+    image: ByteImage
+    crop: FaceCrop
+    annotations: Annotations
+    frame: Frame
+    identity: Identity
+
+
+class TalkingHead:
+    """Portraits to avatars, avatars and motions to frames. Use as a context manager: it holds the tracker's native models.
+
+    Args:
+        model: in evaluation mode.
+        size: pixels a side of the crop that is reconstructed and rendered; a multiple of 8.
+        device: where the model runs.
+        assets: folder with the tracker's model files; by default they are looked up as :mod:`datasets_toolkit.assets` says.
+
+    Raises:
+        ValueError: ``size`` is not a positive multiple of 8.
+        AssetError: a model file cannot be had.
+    """
+
+    def __init__(self, model: MGGTalk, *, size: int = 256, device: str | torch.device = "cpu", assets: Path | None = None) -> None:
+        if size < 64 or size % 8:
+            raise ValueError(f"size must be a multiple of 8 and at least 64, got {size}")
+        self.model, self.size, self.device = model.to(device), size, torch.device(device)
+        self.tracker = FaceTracker(assets)
+        self.face_model: FaceModel = copy.deepcopy(model.deformation.face_model).cpu()  # tracking stays on the CPU
+        self.annotators = Annotators(parsing=LandmarkParsing(assets), depth=MeshDepth(), normals=DepthNormals())
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path = BASES, *, size: int = 256, device: str | torch.device = "cpu", assets: Path | None = None
+    ) -> TalkingHead:
+        """A talking head with the model of a folder (see :mod:`mggtalk.export`); by default the untrained bases that ship with the project.
+
+        Raises:
+            ModelError: the folder holds no model that can be read.
+            AssetError: a file of the face tracker cannot be had.
+        """
+        return cls(load_model(Path(folder)), size=size, device=device, assets=assets)
+
+    def __enter__(self) -> TalkingHead:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release tracker and annotators."""
+        self.tracker.close()
+        self.annotators.close()
+
+    @torch.inference_mode()
+    def reconstruct(self, image: str | Path | ByteImage, *, face: int = 0) -> Avatar:
+        """Build the avatar of a portrait: track, annotate, and the identity part of the model.
+
+        Args:
+            image: file, or RGB pixels (h w 3, uint8).
+            face: which face, 0 the largest.
+
+        Raises:
+            MediaError: the file cannot be read.
+            NoFaceError: no face that could be animated.
+        """
+        pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
+        name = "image" if isinstance(image, np.ndarray) else str(image)
+        crop = crop_face(pixels, find_portrait(pixels, self.tracker, face=face, name=name), self.size)
+        annotations = self.annotators(crop)
+        frame = stack([to_frame(crop, annotations, self.face_model)]).to(self.device)
+        return Avatar(image=pixels, crop=crop, annotations=annotations, frame=frame, identity=self.model.reconstruct(frame))
+
+    def track(self, video: str | Path, *, face: int = 0, smooth: bool = True, progress: Progress = iter) -> Motion:
+        """The motion of a face in a video.
+
+        Args:
+            video: file.
+            face: which face of the first frame that shows one, 0 the largest.
+            smooth: whether tracking jitter is filtered.
+            progress: wraps the frames as they are decoded, for a progress bar.
+
+        Raises:
+            MediaError: the file cannot be read.
+            NoFaceError: no frame shows a face.
+        """
+        return motion_from_clip(self.track_clip(video, face=face, smooth=smooth, progress=progress), self.face_model)
+
+    def track_clip(self, video: str | Path, *, face: int = 0, smooth: bool = True, progress: Progress = iter) -> TrackedClip:
+        """As :meth:`track`: landmarks, poses and meshes of every frame instead of the motion."""
+        filter_: LandmarkFilter = ZeroPhaseOneEuro() if smooth else NoFilter()
+        clip = track_clip(progress(read_frames(Path(video))), self.tracker, face=face, name=str(video))
+        return smooth_clip(clip, filter_)
+
+    @torch.inference_mode()
+    def animate(self, avatar: Avatar, motion: Motion, control: Control | None = None) -> Iterator[ByteImage]:
+        """Frames (uint8, size x size x 3) of the avatar, one for each row of the motion."""
+        camera, expression = avatar.frame.camera[0], avatar.frame.expression[0]
+        expressions, poses = retarget(motion.to(self.device), camera, expression, control or Control())
+        for expression, pose in zip(expressions, poses, strict=True):
+            yield self.render(avatar, expression, pose)
+
+    @torch.inference_mode()
+    def render(self, avatar: Avatar, expression: torch.Tensor, head_to_camera: torch.Tensor) -> ByteImage:
+        """One frame (uint8, size x size x 3) under an expression (e) and a head pose (4 x 4)."""
+        camera = Camera(intrinsics=avatar.frame.camera.intrinsics, head_to_camera=head_to_camera[None])
+        _, gaussians = self.model.gaussians(avatar.identity, expression[None], camera)
+        rendering = self.model.renderer(gaussians, camera, (self.size, self.size), avatar.identity.background)
+        pixels = (rendering.image[0].clamp(0, 1) * 255).round().to(torch.uint8)
+        return np.asarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def full_frame(avatar: Avatar, frame: ByteImage) -> ByteImage:
+    """Put a rendered crop (s s 3) back into the whole portrait (h w 3), its edges faded into it."""
+    height, width = avatar.image.shape[:2]
+    half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])
+    matrix = (half @ np.linalg.inv(avatar.crop.source_to_crop) @ np.linalg.inv(half))[:2]
+    size = len(frame)
+    alpha = cv2.warpAffine(_feather(avatar, size), matrix, (width, height), flags=cv2.INTER_LINEAR)[..., None]
+    pasted = cv2.warpAffine(frame, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray((alpha * pasted + (1 - alpha) * avatar.image).round(), np.uint8)
+
+
+def _feather(avatar: Avatar, size: int) -> np.ndarray:
+    """Weight (size x size) that falls to 0 towards the edges of the crop, but not where they are the portrait's own."""
+    scale = avatar.crop.source_to_crop[0, 0]
+    left, top = -avatar.crop.source_to_crop[:2, 2] / scale
+    right, bottom = left + size / scale, top + size / scale
+    height, width = avatar.image.shape[:2]
+    rise = np.clip((np.arange(size) + 0.5) / (FEATHER * size), 0, 1)
+    across = np.minimum(rise if left > 1 else 1, rise[::-1] if right < width - 1 else 1) * np.ones(size)
+    along = np.minimum(rise if top > 1 else 1, rise[::-1] if bottom < height - 1 else 1) * np.ones(size)
+    return (along[:, None] * across[None]).astype(np.float32)
