@@ -107,8 +107,13 @@ def report(results: Sequence[ClipResult], refused: dict[str, str], name: str) ->
 def write(results: Sequence[ClipResult], refused: dict[str, str], name: str, arguments: argparse.Namespace) -> None:
     """Put all numbers into the JSON file."""
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    whole = {"settings": settings, "summary": asdict(summarise(results, name)), "ms": spent(results), "refused": refused}
-    whole["clips"] = [asdict(result) for result in results]
+    whole = {
+        "settings": settings,
+        "summary": asdict(summarise(results, name)),
+        "ms": spent(results),
+        "refused": refused,
+        "clips": [asdict(result) for result in results],
+    }
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(_without_nan(whole), indent=1) + "\n", encoding="utf-8")
 

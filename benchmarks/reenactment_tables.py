@@ -141,7 +141,8 @@ def goals(means: dict[str, Score], method: str, intervals: Sequence[Interval]) -
     shares = [("AKD", "akd", AKD_GOAL), ("AED", "aed", AED_GOAL)]
     rows = []
     for name, metric, bound in shares:
-        share = getattr(means[method], metric) / getattr(means[REPEATED], metric)
+        left, whole = getattr(means[method], metric), getattr(means[REPEATED], metric)
+        share = left / whole if whole > 0 else float("nan")  # a still clip has nothing to follow
         rows.append(Goal(name=f"{name} / that of the repeated frame", value=share, target=f"<= {bound:.3f}", reached=bool(share <= bound)))
     for lead in intervals:
         name = f"{_heading(lead.metric)} - that of the better baseline ({lead.opponent})"

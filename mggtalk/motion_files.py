@@ -81,7 +81,8 @@ def load_motion(path: Path) -> tuple[Motion, Fraction | None]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check_metadata(path, metadata)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
+            present = _TYPES.keys() & set(file.keys())
+            tensors = {name: file.get_tensor(name).clone() for name in present}  # copies: the file may change while they are in use
     except (SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
     return _motion(path, tensors), _rate(path, metadata.get("fps"))
@@ -103,10 +104,10 @@ def _motion(path: Path, tensors: dict[str, Tensor]) -> Motion:
         tensor = tensors.get(name)
         if tensor is None or tensor.dtype != dtype or tensor.ndim != dimensions[name]:
             raise _damaged(path, f"{name} is {'missing' if tensor is None else f'{tensor.dtype} {tuple(tensor.shape)}'}")
-    frames = len(tensors["times"])
-    wrong = [name for name in _TYPES if name != "focal" and len(tensors[name]) != frames]
-    if wrong or tensors["head_to_camera"].shape[1:] != (4, 4):
-        raise _damaged(path, f"{', '.join(wrong) or 'head_to_camera'} has the wrong shape")
+    lengths = {name: len(tensors[name]) for name in _TYPES if name != "focal"}
+    if len(set(lengths.values())) > 1 or tensors["head_to_camera"].shape[1:] != (4, 4):
+        shapes = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in lengths)
+        raise _damaged(path, f"its shapes do not fit together: {shapes}")
     motion = Motion(**{name: tensors[name] for name in _TYPES})
     try:
         check_motion(motion, _expression_size())

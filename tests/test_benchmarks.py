@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import fields, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,33 +14,41 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from skimage.data import astronaut
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from reenactment import _without_nan, arguments_of, sheet
-from reenactment_clip import distances, middle_run, pick, shake, spread
+from reenactment_clip import Choice, distances, measure, middle_run, pick, shake, spread
 from reenactment_tables import REPEATED, WARP, ClipResult, Score, goals, markdown, mean_score, summarise, table
 from reenactment_warp import border, sampling_map, warp
 
 from datasets_toolkit.annotators import FaceCrop
-from datasets_toolkit.faces import FaceTracker
+from datasets_toolkit.faces import FaceTracker, landmark_bounds
 from datasets_toolkit.head_pose import canonical_face
 from datasets_toolkit.schema import ByteImage, Face, FloatArray
+from datasets_toolkit.video import VideoWriter
+from mggtalk.geometry.face_model import ASSET, FaceModel
+from mggtalk.talking_head import TalkingHead
 from mggtalk.types import Motion
 
 SIZE = 64
+STEP = np.array([3.0, -2.0])
 seeds = st.integers(0, 10**6)
 METHOD = "ours"
 
 
 def landmarks(seed: int, count: int = 40) -> FloatArray:
-    """Points inside the middle half of the crop, and the corners of that half, so that their hull is known."""
+    """Points inside the middle half of the crop, and its outline so densely that every triangulation follows it."""
     inner = np.random.default_rng(seed).uniform(0.3 * SIZE, 0.7 * SIZE, (count, 2))
-    low, high = 0.25 * SIZE, 0.75 * SIZE
-    return np.concatenate([inner, [[low, low], [low, high], [high, low], [high, high]]])
+    along, low, high = np.arange(0.25 * SIZE, 0.75 * SIZE, 2), np.full(16, 0.25 * SIZE), np.full(16, 0.75 * SIZE)
+    ring = [(along, low), (high, along), (SIZE - along, high), (low, SIZE - along)]
+    return np.concatenate([inner, *(np.stack(side, 1) for side in ring)])
 
 
 def centres() -> FloatArray:
-    return np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE)), -1) + 0.5
+    """Pixel centres, size x size x 2."""
+    return np.asarray(np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE)), -1) + 0.5)
 
 
 @settings(max_examples=15, deadline=None)
@@ -67,16 +76,17 @@ def test_an_affine_motion_is_inverted_exactly(seed: int) -> None:
 def test_a_shift_by_whole_pixels_copies_pixels_and_leaves_the_border() -> None:
     image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     source = landmarks(1)
-    moved = warp(image, source, source + [3, -2])
+    moved = warp(image, source, source + STEP)
     np.testing.assert_array_equal(moved[16 - 2 : 48 - 2, 16 + 3 : 48 + 3], image[16:48, 16:48])
-    places = sampling_map(source, source + [3, -2], SIZE)
+    places = sampling_map(source, source + STEP, SIZE)
     assert np.abs(places - centres())[[0, -1]].max() < 0.2 and np.abs(places - centres())[:, [0, -1]].max() < 0.2
 
 
 def test_only_the_first_two_coordinates_of_landmarks_count() -> None:
-    source, target = landmarks(2), landmarks(2) + [1.5, 0.5]
-    deep = [np.concatenate([points, np.random.default_rng(3).normal(size=(len(points), 1))], 1) for points in (source, target)]
-    np.testing.assert_array_equal(sampling_map(*deep, SIZE), sampling_map(source, target, SIZE))
+    source, target = landmarks(2), landmarks(3)
+    depth = np.random.default_rng(3).normal(size=(len(source), 1))
+    deep_source, deep_target = np.concatenate([source, depth], 1), np.concatenate([target, -depth], 1)
+    np.testing.assert_array_equal(sampling_map(deep_source, deep_target, SIZE), sampling_map(source, target, SIZE))
 
 
 def test_border_points_are_distinct_and_on_the_border() -> None:
@@ -153,6 +163,11 @@ def test_bootstrap_interval_of_many_clips_is_that_of_the_normal_law() -> None:
     half = 1.96 * leads.std() / math.sqrt(len(leads))
     assert lead.mean == pytest.approx(leads.mean())
     assert lead.low == pytest.approx(leads.mean() - half, abs=0.02) and lead.high == pytest.approx(leads.mean() + half, abs=0.02)
+
+
+def test_a_still_clip_reaches_no_share() -> None:
+    means = {REPEATED: uniform_score(0), WARP: uniform_score(0), METHOD: uniform_score(0)}
+    assert not any(goal.reached for goal in goals(means, METHOD, []))
 
 
 def test_a_goal_on_the_line_is_reached_but_an_equal_score_is_no_lead() -> None:
@@ -263,6 +278,38 @@ def test_contact_sheet_has_a_row_for_each_method() -> None:
 
 def test_json_has_no_nan() -> None:
     assert _without_nan({"a": [math.nan, 1.0], "b": {"c": math.nan}, "d": "x"}) == {"a": [None, 1.0], "b": {"c": None}, "d": "x"}
+
+
+def test_another_basis_moves_the_face_by_its_own_components(tmp_path: Path) -> None:
+    tensors = load_file(ASSET)
+    save_file({**tensors, "components": 2 * tensors["components"]}, tmp_path / "basis.safetensors")
+    shipped, other = FaceModel(), FaceModel(basis=tmp_path / "basis.safetensors")
+    expression = torch.linspace(-1, 1, shipped.expression_size)
+    part = torch.einsum("c,cvk->vk", expression[52:], shipped.components)
+    torch.testing.assert_close(other.displacement(expression), shipped.displacement(expression) + part)
+
+
+STRIDE = 6
+"""Pixels that the portrait slides from frame to frame."""
+
+
+def test_one_clip_from_end_to_end(tmp_path: Path) -> None:
+    """A portrait that slides: the repeated frame is wrong by the way gone, the others follow it."""
+    pictures = [np.ascontiguousarray(astronaut()[:352, 24 + STRIDE * step : 376 + STRIDE * step]) for step in range(6)]
+    with VideoWriter(tmp_path / "slide.mp4", Fraction(25), (352, 352)) as writer:
+        for picture in pictures:
+            writer.write(picture)
+    with TalkingHead.from_pretrained(size=96) as head:
+        result, rows = measure(head, tmp_path / "slide.mp4", METHOD, Choice(frames=2, run=3))
+        height = landmark_bounds(head.tracker.faces(pictures[0])[0].landmarks)[1]
+    assert (result.clip, result.frames, result.untracked) == ("slide.mp4", 2, 0)
+    assert list(result.scores) == [REPEATED, WARP, METHOD] and [len(row) for row in rows] == [2] * 4
+    repeated, warped, ours = result.scores.values()
+    assert repeated.akd == pytest.approx(100 * STRIDE * (1 + 5) / 2 / height, rel=0.1)
+    for score in (warped, ours):
+        assert score.akd < 0.25 * repeated.akd and score.psnr_face > repeated.psnr_face + 3 and score.ssim_face > repeated.ssim_face + 0.1
+    for score in (repeated, warped, ours):
+        assert score.missing == 0 and score.apd < 5 and score.aed < 0.1 and score.jitter > 0
 
 
 def test_command_line_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

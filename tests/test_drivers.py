@@ -1,11 +1,10 @@
-"""Drivers: what motions hold, how they are carried over to a source, and the files they come from."""
+"""Drivers: what motions hold, how they are carried over to a source, and what every way to make one promises."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,63 +12,35 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from motion_scenes import (
+    BROKEN,
+    MODES,
+    angle,
+    broken,
+    close,
+    double,
+    live_link,
+    made_clip,
+    random_motion,
+    random_source,
+    scales,
+    seeds,
+)
 from scipy.spatial.transform import Rotation, Slerp
-from torch import Tensor
 
 from datasets_toolkit.errors import NoFaceError, UserError
-from datasets_toolkit.head_pose import FOCAL_SCALE, clip_camera, euler_degrees
-from datasets_toolkit.schema import BLENDSHAPES, FloatArray, TrackedClip
+from datasets_toolkit.head_pose import FOCAL_SCALE, euler_degrees
 from mggtalk.drivers import Control, check_motion, motion_from_clip, retarget, rotation_power
 from mggtalk.geometry.cameras import project
 from mggtalk.geometry.face_model import FaceModel
-from mggtalk.motion_csv import DISTANCE, motion_from_csv
+from mggtalk.motion_csv import motion_from_csv
 from mggtalk.motion_files import load_motion, save_motion
 from mggtalk.types import Camera, Motion
-
-MODES = [(pose, expression) for pose in ("relative", "absolute", "still") for expression in ("absolute", "relative")]
-seeds = st.integers(0, 10**6)
-scales = st.floats(0.0, 2.0)
-double = torch.float64
 
 
 @pytest.fixture(scope="module")
 def face_model() -> FaceModel:
     return FaceModel()
-
-
-def frontal(rotations: Rotation) -> FloatArray:
-    return np.diag([1.0, -1, -1]) @ rotations.as_matrix()
-
-
-def random_motion(seed: int, frames: int = 5, size: int = 6) -> Motion:
-    """Heads turned up to about half a turn; 1 to 1.4 m away, up to 20 cm aside."""
-    generator = np.random.default_rng(seed)
-    poses = np.tile(np.eye(4), (frames, 1, 1))
-    poses[:, :3, :3] = frontal(Rotation.from_rotvec(generator.uniform(-0.7, 0.7, (frames, 3))))
-    poses[:, :3, 3] = generator.uniform([-20, -20, 100], [20, 20, 140], (frames, 3))
-    return Motion(
-        expression=torch.from_numpy(generator.normal(size=(frames, size))),
-        head_to_camera=torch.from_numpy(poses),
-        times=torch.from_numpy(np.cumsum(generator.uniform(0.01, 0.1, frames))),
-        found=torch.ones(frames, dtype=torch.bool),
-        focal=torch.tensor(FOCAL_SCALE, dtype=double),
-    )
-
-
-def random_source(seed: int, size: int = 6) -> tuple[Camera, Tensor]:
-    motion = random_motion(seed + 1, 1, size)
-    intrinsics = torch.tensor([[768.0, 0, 128], [0, 768, 120], [0, 0, 1]], dtype=double)
-    return Camera(intrinsics=intrinsics, head_to_camera=motion.head_to_camera[0]), motion.expression[0]
-
-
-def angle(one: Tensor, two: Tensor) -> FloatArray:
-    return Rotation.from_matrix((one[..., :3, :3] @ two[..., :3, :3].mT).numpy()).magnitude()
-
-
-def close(actual: Tensor, expected: Tensor, atol: float = 1e-9) -> None:
-    torch.testing.assert_close(actual, expected.expand_as(actual), rtol=0, atol=atol)
 
 
 @settings(deadline=None)
@@ -105,7 +76,9 @@ def test_the_scales_are_strengths(seed: int, mode: tuple[str, str], scale: float
     control = Control(pose=mode[0], expression=mode[1], reference=1, pose_scale=scale, expression_scale=scale)
     moved, poses = retarget(motion, camera, expression, control)
     vectors = [Rotation.from_matrix((pose[:, :3, :3] @ source[:3, :3].mT).numpy()).as_rotvec() for pose in (full_poses, poses)]
-    np.testing.assert_allclose(Rotation.from_rotvec(vectors[0] * scale).as_matrix(), Rotation.from_rotvec(vectors[1]).as_matrix(), atol=1e-8)
+    np.testing.assert_allclose(
+        Rotation.from_rotvec(vectors[0] * scale).as_matrix(), Rotation.from_rotvec(vectors[1]).as_matrix(), atol=1e-8
+    )
     close(poses[:, :2, 3] - source[:2, 3], scale * (full_poses[:, :2, 3] - source[:2, 3]))
     close((poses[:, 2, 3] / source[2, 3]).log(), scale * (full_poses[:, 2, 3] / source[2, 3]).log())
     start = expression if mode[1] == "relative" else torch.zeros_like(expression)
@@ -170,7 +143,7 @@ def test_the_reference_is_a_frame_that_shows_the_face() -> None:
     for asked, taken in ((0, 2), (4, 2), (3, 3)):
         poses = retarget(motion, camera, expression, Control(reference=asked))[1]
         close(poses[taken], camera.head_to_camera)
-        assert angle(poses[1 - taken], camera.head_to_camera) > 0.01
+        assert angle(poses[taken - 1], camera.head_to_camera) > 0.01
     with pytest.raises(UserError, match="5 frames, counted from 0, so there is no reference frame 5"):
         retarget(motion, camera, expression, Control(reference=5))
 
@@ -182,41 +155,12 @@ def test_gradients_reach_the_source_at_rest() -> None:
     assert source.grad is not None and source.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("wrong", [{"pose_scale": -1.0}, {"expression_scale": float("nan")}, {"pose_scale": float("inf")}, {"reference": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"pose_scale": -1.0}, {"expression_scale": float("nan")}, {"pose_scale": float("inf")}, {"reference": -1}]
+)
 def test_controls_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be finite and not negative"):
         Control(**wrong)
-
-
-def made_clip(face_model: FaceModel, missing: tuple[int, ...] = ()) -> tuple[TrackedClip, FloatArray]:
-    """A person turning at an even rate under uneven times, and the expression of each frame: even, and of mean 0 where found."""
-    generator = np.random.default_rng(0)
-    times = np.array([0.0, 0.04, 0.1, 0.14, 0.2, 0.3, 0.34, 0.4]) + 5
-    found = np.ones(8, bool)
-    found[list(missing)] = False
-    expression = generator.normal(size=(8, face_model.expression_size)) * 0.5
-    expression[:, :52] = generator.uniform(size=(8, 52))
-    expression[:, 52:] -= expression[found, 52:].mean(0)
-    person = face_model.mean + 0.5 * face_model.identity[0]
-    mesh = (person + face_model.displacement(torch.from_numpy(expression).float())).double().numpy()
-    yaw = 40 * (times - 5.2)
-    poses = np.tile(np.eye(4), (8, 1, 1))
-    poses[:, :3, :3] = frontal(Rotation.from_euler("y", yaw[:, None], degrees=True))
-    poses[:, :3, 3] = np.stack([10 * (times - 5), 0 * times, 110 + times - 5], 1)
-    box = np.array([0.0, 0, 300])
-    for array in (mesh, poses):
-        array[~found] = np.nan
-    return TrackedClip(
-        landmarks=np.where(found[:, None, None], 0.0, np.nan) * mesh,
-        blendshapes=np.where(found[:, None], expression[:, :52], np.nan),
-        head_to_camera=poses,
-        mesh=mesh,
-        found=found,
-        times=times,
-        indices=np.arange(8),
-        intrinsics=clip_camera(box),
-        box=box,
-    ), expression
 
 
 def test_a_clip_gives_expressions_about_the_persons_own_face(face_model: FaceModel) -> None:
@@ -246,36 +190,18 @@ def test_gaps_are_interpolated_in_time_held_at_the_ends_and_told(face_model: Fac
     inside = np.clip(clip.times, clip.times[rows[0]], clip.times[rows[-1]])
     turns = Slerp(clip.times[rows], Rotation.from_matrix(clip.head_to_camera[rows, :3, :3]))(inside)
     np.testing.assert_allclose(motion.head_to_camera[:, :3, :3], turns.as_matrix(), atol=1e-5)
-    np.testing.assert_allclose(euler_degrees(motion.head_to_camera.numpy())[:, 0], 40 * (inside - 5.2), atol=1e-3)
+    np.testing.assert_allclose(euler_degrees(motion.head_to_camera.double().numpy())[:, 0], 40 * (inside - 5.2), atol=1e-3)
     np.testing.assert_allclose(motion.head_to_camera[:, 0, 3], 10 * (inside - 5), atol=1e-5)
     for column in (3, 60):
-        np.testing.assert_allclose(motion.expression[:, column], np.interp(inside, clip.times[rows], motion.expression[rows, column]), atol=1e-5)
+        np.testing.assert_allclose(
+            motion.expression[:, column], np.interp(inside, clip.times[rows], motion.expression[rows, column]), atol=1e-5
+        )
     check_motion(motion, face_model.expression_size)
 
 
 def test_a_clip_without_a_face_is_refused(face_model: FaceModel) -> None:
     with pytest.raises(NoFaceError, match=r"a\.mp4: no face found in any frame"):
         motion_from_clip(made_clip(face_model, missing=tuple(range(8)))[0], face_model, name="a.mp4")
-
-
-def broken(motion: Motion, field: str, index: tuple[int, ...], value: float) -> Motion:
-    tensor = getattr(motion, field).clone()
-    tensor[index] = value
-    return replace(motion, **{field: tensor})
-
-
-BROKEN = [
-    ("expression", (2, 1), float("nan"), "frame 2 has an expression that is not finite"),
-    ("head_to_camera", (1, 0, 0), 2.0, "frame 1 has a head pose that is not rigid"),
-    ("head_to_camera", (1, 0, 1), float("nan"), "frame 1 has a head pose that is not rigid"),
-    ("head_to_camera", (1, 3, 3), 2.0, "frame 1 has a head pose that is not rigid"),
-    ("head_to_camera", (4, 2, 3), -5.0, "frame 4 has a head that is not in front"),
-    ("head_to_camera", (4, 0, 3), float("inf"), "frame 4 has a head that is not in front"),
-    ("times", (3,), 0.0, "frame 2 has a time that the next one does not exceed"),
-    ("times", (0,), float("inf"), "frame 0 has a time that is not finite"),
-    ("found", (slice(None),), 0, "no frame shows a face"),
-    ("focal", (), 0.0, "the focal length is 0"),
-]
 
 
 @pytest.mark.parametrize(("field", "index", "value", "message"), BROKEN)
@@ -290,181 +216,6 @@ def test_mirrored_heads_and_wrong_sizes_are_no_motion() -> None:
         check_motion(replace(motion, head_to_camera=motion.head_to_camera @ torch.diag(torch.tensor([-1.0, 1, 1, 1], dtype=double))))
     with pytest.raises(ValueError, match=r"expression has the shape \(5, 6\), not \(5, 84\)"):
         check_motion(motion, 84)
-
-
-def full_motion(seed: int = 5) -> Motion:
-    motion = random_motion(seed, size=84).to(torch.float32)
-    return replace(motion, times=motion.times.double(), found=torch.tensor([True, True, False, True, True]))
-
-
-@pytest.mark.parametrize("fps", [None, Fraction(30000, 1001), Fraction(25)])
-def test_a_motion_file_gives_back_what_it_was_given(tmp_path: Path, fps: Fraction | None) -> None:
-    motion, path = full_motion(), tmp_path / "a.motion.safetensors"
-    path.write_bytes(b"what was here before")
-    save_motion(path, motion, fps=fps, source="drive \udcff.mp4")
-    loaded, rate = load_motion(path)
-    assert rate == fps and list(tmp_path.iterdir()) == [path]
-    for name in ("expression", "head_to_camera", "times", "found", "focal"):
-        torch.testing.assert_close(getattr(loaded, name), getattr(motion, name), rtol=0, atol=0)
-
-
-def test_nothing_is_left_of_a_motion_that_cannot_be_written(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing" / "a.safetensors", tmp_path):
-        with pytest.raises(UserError, match="cannot be written"):
-            save_motion(path, full_motion(), fps=None, source="a.mp4")
-    assert list(tmp_path.parent.glob(".*.part")) == [] and list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="frame 1"):
-        save_motion(tmp_path / "a", broken(full_motion(), "expression", (1, 0), float("nan")), fps=None, source="a.mp4")
-    assert list(tmp_path.iterdir()) == []
-
-
-def rewrite(path: Path, tensors: dict[str, Tensor] | None = None, **metadata: str) -> None:
-    """Change tensors or metadata of a file, past every check."""
-    with safe_open(path, framework="pt") as file:
-        before = file.metadata()
-    content = load_file(path)
-    save_file({**content, **(tensors or {})}, path, {**before, **metadata})
-
-
-def malformed(path: Path) -> dict[str, tuple[Callable[[], object], str]]:
-    data = path.read_bytes()
-    motion = full_motion()
-    cases: dict[str, tuple[Callable[[], object], str]] = {
-        "missing": (path.unlink, "no such file"),
-        "empty": (lambda: path.write_bytes(b""), "damaged"),
-        "truncated": (lambda: path.write_bytes(data[:-100]), "damaged"),
-        "cut in the header": (lambda: path.write_bytes(data[:40]), "damaged"),
-        "text": (lambda: path.write_text("time,jawOpen\n0,1\n" * 20), "damaged"),
-        "other tensors": (lambda: save_file({"weight": torch.zeros(3)}, path), "not a motion file"),
-        "version": (lambda: rewrite(path, version="2"), "version 2"),
-        "basis": (lambda: rewrite(path, basis="0" * 64), "another face basis.*track the driver again"),
-        "rate": (lambda: rewrite(path, fps="25/0"), "frame rate"),
-        "negative rate": (lambda: rewrite(path, fps="-25/1"), "frame rate"),
-        "worded rate": (lambda: rewrite(path, fps="fast"), "frame rate"),
-        "length": (lambda: rewrite(path, {"times": motion.times[:4]}), "times has the wrong shape"),
-        "shape": (lambda: rewrite(path, {"head_to_camera": torch.zeros(5, 3, 4)}), "head_to_camera has the wrong shape"),
-        "dimensions": (lambda: rewrite(path, {"expression": torch.zeros(5)}), "expression is torch.float32"),
-        "type": (lambda: rewrite(path, {"found": torch.ones(5)}), "found is torch.float32"),
-        "size": (lambda: rewrite(path, {"expression": torch.zeros(5, 52)}), "shape"),
-        "no frames": (lambda: rewrite(path, {name: getattr(motion[:0], name) for name in ("expression", "times", "found", "head_to_camera")}), "no frame"),
-    }
-    for field, index, value, message in BROKEN:
-        changed = getattr(broken(motion, field, index, value), field)
-        cases[f"{field} {index} {value}"] = (lambda field=field, changed=changed: rewrite(path, {field: changed}), message)
-    return cases
-
-
-def test_every_malformed_motion_file_is_told_in_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    save_motion(path, full_motion(), fps=Fraction(25), source="a.mp4")
-    good = path.read_bytes()
-    for name, (spoil, message) in malformed(path).items():
-        spoil()
-        with pytest.raises(UserError, match=message) as caught:
-            load_motion(path)
-        assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value), name
-        path.write_bytes(good)
-    assert load_motion(path)[1] == 25
-
-
-def live_link(path: Path, rate: int = 60, frames: int = 130) -> Path:
-    """As Live Link Face writes it, from 23:59:59:30 on: the eye closes evenly, the head turns; frame 20 shows no face."""
-    names = [name[0].upper() + name[1:] for name in BLENDSHAPES[1:]]
-    lines = [",".join(["Timecode", "BlendshapeCount", *names, "TongueOut", "HeadYaw", "HeadPitch", "HeadRoll", "LeftEyeYaw"])]
-    for index in range(frames):
-        second, frame = divmod(index + rate // 2, rate)
-        code = f"23:59:59:{frame:02d}.250" if second == 0 else f"00:00:{second - 1:02d}:{frame:02d}.250"
-        scores = [f"{index / frames:.6f}" if name == "EyeBlinkLeft" else "0.125" for name in names]
-        angles = [f"{0.5 * index / frames:.6f}", "-0.2", "0.1", "0.3"]
-        lines.append(",".join([code, "0"] if index == 20 else [code, "61", *scores, "0.9", *angles]))
-    path.write_text("\r\n".join(lines) + "\r\n", encoding="utf-8-sig")
-    return path
-
-
-@pytest.mark.parametrize("rate", [24, 30, 60])
-def test_a_live_link_recording(tmp_path: Path, face_model: FaceModel, rate: int, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        motion, fps = motion_from_csv(live_link(tmp_path / "a.csv", rate), face_model)
-    assert fps == rate
-    index = np.arange(130)
-    np.testing.assert_allclose(motion.times, index / rate, atol=1e-9)
-    np.testing.assert_array_equal(motion.found, index != 20)
-    expected = np.zeros((130, face_model.expression_size))
-    expected[:, 1:52] = 0.125
-    expected[:, BLENDSHAPES.index("eyeBlinkLeft")] = index / 130
-    np.testing.assert_allclose(motion.expression, expected, atol=1e-5)
-    angles = np.degrees(np.stack([0.5 * index / 130, np.full(130, -0.2), np.full(130, 0.1)], 1))
-    angles[20] = angles[[19, 21]].mean(0)  # the shortest arc between two near poses
-    np.testing.assert_allclose(euler_degrees(motion.head_to_camera.double().numpy()), angles, atol=2e-3)
-    np.testing.assert_array_equal(motion.head_to_camera[:, :3, 3], np.tile([0, 0, DISTANCE], (130, 1)))
-    assert "1 of 130 frames show no face" in caplog.text and "no columns" not in caplog.text
-
-
-@settings(deadline=None)
-@given(yaw=st.floats(-1.5, 1.5), pitch=st.floats(-1.5, 1.5), roll=st.floats(-1.5, 1.5))
-def test_angles_make_the_pose_that_has_them(yaw: float, pitch: float, roll: float) -> None:
-    from mggtalk.motion_csv import head_poses
-
-    poses = head_poses(torch.tensor([[yaw, pitch, roll]], dtype=double)).double()
-    np.testing.assert_allclose(np.radians(euler_degrees(poses.numpy())), [[yaw, pitch, roll]], atol=1e-4)  # arcsin is coarse near its ends
-
-
-def test_a_plain_table(tmp_path: Path, face_model: FaceModel, caplog: pytest.LogCaptureFixture) -> None:
-    """Seconds, Apple's own names, cells in any order, unknown columns, a repeated frame; without angles the head keeps still."""
-    path = tmp_path / "a.csv"
-    rows = ["jawOpen, mouthSmile_L ,TIMESTAMP,comment,tongueOut"]
-    rows += [f"{0.1 * index:.3f},0.5,{100 + index * 1001 / 30000:.4f},take {index},1" for index in range(9)]
-    path.write_text("\n".join([*rows[:5], rows[4], "", *rows[5:]]))
-    with caplog.at_level(logging.WARNING):
-        motion, fps = motion_from_csv(path, face_model)
-    assert fps == Fraction(30000, 1001)
-    np.testing.assert_allclose(motion.times, np.arange(9) * 1001 / 30000, atol=1e-4)
-    np.testing.assert_allclose(motion.expression[:, BLENDSHAPES.index("jawOpen")], 0.1 * np.arange(9), atol=1e-6)
-    np.testing.assert_allclose(motion.expression[:, BLENDSHAPES.index("mouthSmileLeft")], 0.5)
-    assert float(motion.expression.sum()) == pytest.approx(0.1 * 36 + 4.5, abs=1e-4)
-    np.testing.assert_array_equal(motion.head_to_camera[:, :3, :3], np.tile(np.diag([1.0, -1, -1]), (9, 1, 1)))
-    assert "1 of 10 rows repeat the time" in caplog.text and "no columns for browDownLeft" in caplog.text
-    assert "_neutral" not in caplog.text
-
-
-HEADER = "time,jawOpen,headYaw\n"
-CODES = "Timecode,BlendshapeCount,JawOpen\n"
-BAD_TABLES = {
-    "empty": ("", "holds no frames"),
-    "header only": (HEADER, "holds no frames"),
-    "no time": ("jawOpen\n0.1\n", "line 1: no column is named timecode"),
-    "no scores": ("time,x\n0,1\n", "line 1: no column is named like a blendshape"),
-    "names twice": ("time,jawOpen,JawOpen\n0,1,1\n", "line 1: two columns have the same name"),
-    "word": (HEADER + "0,0.1,0\n1,open,0\n", "line 3: jawopen is 'open', not a number from -0.5 to 1.5"),
-    "nan": (HEADER + "0,nan,0\n", "line 2: jawopen is 'nan'"),
-    "percent": (HEADER + "0,50,0\n", "line 2: jawopen is '50'"),
-    "degrees": (HEADER + "0,0.5,0\n1,0.5,20\n", "line 3: headyaw is '20'"),
-    "short row": (HEADER + "0,0.1,0\n0.5,0.5\n", "line 3: headyaw is ''"),
-    "long row": (HEADER + "0,0.1,0,4\n", "line 2: 4 values under 3 names"),
-    "no time in a row": (HEADER + ",0.1,0\n", "line 2: time is ''"),
-    "backwards": (HEADER + "0,0.1,0\n1,0.1,0\n0.5,0.1,0\n", "line 4: its time is before"),
-    "milliseconds": (HEADER + "0,0.1,0\n40,0.1,0\n80,0.1,0\n", "40 s apart; times must be in seconds"),
-    "time code": (CODES + "12:00:00:01,61,0.1\n12:00:00,61,0.1\n", "line 3: '12:00:00' is not a time code"),
-    "frame of a second": (CODES + "12:00:00:01,61,0.1\n12:00:00:90,61,0.1\n", "line 3: frame 90 of a second"),
-    "frame of two seconds": (CODES + "12:00:00:75,61,0.1\n12:00:01:00,61,0.1\n", "line 2: frame 75 of a second"),
-    "no face": (CODES + "12:00:00:01,0,\n", "no row shows a face"),
-    "binary": ("\udcff\udcfe\udc00", "cannot be read as a table"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_TABLES)
-def test_bad_tables_are_told_with_file_and_line(tmp_path: Path, face_model: FaceModel, case: str) -> None:
-    text, message = BAD_TABLES[case]
-    path = tmp_path / "a.csv"
-    path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError, match=message) as caught:
-        motion_from_csv(path, face_model)
-    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
-
-
-def test_a_missing_table_is_told(tmp_path: Path, face_model: FaceModel) -> None:
-    with pytest.raises(UserError, match=r"a\.csv: cannot be read"):
-        motion_from_csv(tmp_path / "a.csv", face_model)
 
 
 def from_clip(folder: Path, face_model: FaceModel) -> Motion:
