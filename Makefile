@@ -2,10 +2,13 @@
 # make demo    a talking-head video in outputs/demo
 # make test    lint, types and tests
 #
-# PYTHON=python3.12 picks the interpreter; TORCH picks the PyTorch build (the first line that pip installs).
+# PYTHON=python3.12 picks the interpreter. TORCH and TORCH_INDEX pick the PyTorch build, the first thing that pip installs:
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu   the small build without CUDA
+# TORCH_INDEX=https://download.pytorch.org/whl/cu130 the build for an NVIDIA GPU
 
 PYTHON ?=
 TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
@@ -40,7 +43,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 
 # PyTorch on its own line and first: whatever needs it then takes the build that is there.
 $(VENV)/.torch: $(VENV)/.python constraints.txt
-	$(PIP) install -c constraints.txt "$(TORCH)"
+	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	@touch $@
 
 # An interpreter counts only if it runs: launchers of version managers may lie in the PATH without a version behind them.

@@ -98,10 +98,9 @@ def report(results: Sequence[ClipResult], refused: dict[str, str], name: str) ->
     for clip, reason in refused.items():
         print(f"refused {clip}: {reason}")
     print(markdown(summarise(results, name)))
-    print(
-        "\nms, median over clips (tracking, animating: a frame): "
-        + ", ".join(f"{what} {value:.0f}" for what, value in spent(results).items())
-    )
+    print(f"\nPSNR of the source frame itself as {name} renders it: {np.mean([result.source_psnr for result in results]):.2f}")
+    times = ", ".join(f"{what} {value:.0f}" for what, value in spent(results).items())
+    print(f"ms, median over clips (tracking, animating: a frame): {times}")
 
 
 def write(results: Sequence[ClipResult], refused: dict[str, str], name: str, arguments: argparse.Namespace) -> None:

@@ -237,6 +237,7 @@ def measure(head: TalkingHead, path: Path, name: str, choice: Choice) -> tuple[C
         frames=len(rows),
         untracked=len(chosen) - len(rows),
         scores=scores,
+        source_psnr=_mean(metrics.psnr(_floats(animated[:1]), _floats([avatar.crop.image])).clamp(max=PSNR_LIMIT)),
         tracking=followed.tracking,
         building=followed.building,
         animating=animating,

@@ -52,6 +52,7 @@ class ClipResult:
         frames: compared.
         untracked: frames left out for all methods, for the tracker finds no face in the ground truth's crop.
         scores: one for each method.
+        source_psnr: full-frame PSNR of the method's own rendering of the source frame: what it cannot exceed by far on a still clip.
         tracking, animating: ms per frame, without decoding; building: ms of the portrait.
     """
 
@@ -59,6 +60,7 @@ class ClipResult:
     frames: int
     untracked: int
     scores: dict[str, Score]
+    source_psnr: float
     tracking: float
     building: float
     animating: float

@@ -118,7 +118,7 @@ def uniform_score(value: float, **changes: float) -> Score:
 
 def clip_result(name: str, **scores: Score) -> ClipResult:
     named = {REPEATED: scores["repeated"], WARP: scores["warp"], METHOD: scores["ours"]}
-    return ClipResult(clip=name, frames=8, untracked=1, scores=named, tracking=10.0, building=100.0, animating=50.0)
+    return ClipResult(clip=name, frames=8, untracked=1, scores=named, source_psnr=30.0, tracking=10.0, building=100.0, animating=50.0)
 
 
 def two_clips() -> list[ClipResult]:
@@ -304,6 +304,7 @@ def test_one_clip_from_end_to_end(tmp_path: Path) -> None:
         height = landmark_bounds(head.tracker.faces(pictures[0])[0].landmarks)[1]
     assert (result.clip, result.frames, result.untracked) == ("slide.mp4", 2, 0)
     assert list(result.scores) == [REPEATED, WARP, METHOD] and [len(row) for row in rows] == [2] * 4
+    assert 20 < result.source_psnr < 60
     repeated, warped, ours = result.scores.values()
     assert repeated.akd == pytest.approx(100 * STRIDE * (1 + 5) / 2 / height, rel=0.1)
     for score in (warped, ours):
