@@ -55,12 +55,4 @@ ASSETS = (
         1677044301978921,
         "face boxes within about 2 m of the camera",
     ),
-    _module(
-        "face_detection",
-        "face_detection_full_range_sparse",
-        676_746,
-        "2c3728e6da56f21e21a320433396fb06d40d9088f2247c05e5635a688d45dfe1",
-        1674261618323821,
-        "face boxes within about 5 m of the camera",
-    ),
 )

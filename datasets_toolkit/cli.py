@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from datasets_toolkit import __version__
-from datasets_toolkit.errors import UserError
+from datasets_toolkit.errors import MediaError, UserError
 from datasets_toolkit.schema import ByteImage
+
+SIZES = (64, 2048)
+"""Smallest and largest crop, pixels a side."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +57,7 @@ def _inspect(parsed: argparse.Namespace) -> None:
     from datasets_toolkit.pictures import annotation_panel, contact_sheet, write_png
     from datasets_toolkit.portrait import Annotators, crop_face, find_portrait
 
+    _check_inspect(parsed)
     images = _images(parsed.source, parsed.frames)
     rows = []
     with FaceTracker(parsed.assets) as tracker, LandmarkParsing(parsed.assets) as parsing:
@@ -63,6 +67,20 @@ def _inspect(parsed: argparse.Namespace) -> None:
             rows.append(annotation_panel(crop, annotators(crop)))
     write_png(parsed.output, contact_sheet(rows, height=256))
     print(parsed.output)
+
+
+def _check_inspect(parsed: argparse.Namespace) -> None:
+    """Refuse what would fail only after the work is done, or would overwrite the source."""
+    if parsed.output.suffix.lower() != ".png":
+        raise MediaError(f"{parsed.output}: the picture is a PNG; choose a name that ends in .png")
+    if not parsed.output.parent.is_dir():
+        raise MediaError(f"{parsed.output}: the folder {parsed.output.parent} does not exist; create it first")
+    if parsed.output.exists() and parsed.source.exists() and parsed.output.samefile(parsed.source):
+        raise MediaError(f"{parsed.output}: is the source itself; choose another output")
+    if not SIZES[0] <= parsed.size <= SIZES[1]:
+        raise UserError(f"--size {parsed.size}: must be from {SIZES[0]} to {SIZES[1]}")
+    if parsed.frames < 1:
+        raise UserError(f"--frames {parsed.frames}: at least one frame is needed")
 
 
 def _images(source: Path, frames: int) -> list[tuple[str, ByteImage]]:

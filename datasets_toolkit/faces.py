@@ -25,8 +25,12 @@ REFERENCE_SHIFT = -0.06
 """How far the reference box lies above the face's centre, in units of its side: hair needs more room than the neck."""
 SEARCH_PIXELS = 512
 """The crop given to the landmarker has at most this many pixels a side; its network sees 256."""
-MIN_TILE = 160
-"""Tiles smaller than this hold no face large enough to be of use."""
+MIN_FACE = 60
+"""Smallest face (larger side of the landmarks' bounding box, pixels) that is searched for and worth animating."""
+VISIBLE = 0.15
+"""The detector sees faces of at least this share of the side of the image it is given."""
+CONFIRMED = 0.6
+"""Score that the detector must give a face once the landmarks have put it into the middle of its crop; faces reach 0.8 to 0.9."""
 
 
 def square(centre: FloatArray, side: float) -> FloatArray:
@@ -44,7 +48,7 @@ def reference_box(landmarks: FloatArray) -> FloatArray:
     """Square box (x0, y0, side) of head and shoulders around a face's landmarks (478 x 3, pixels); may reach outside the image."""
     centre, size = landmark_bounds(landmarks)
     side = REFERENCE_SCALE * size
-    return square(centre + [0, REFERENCE_SHIFT * side], side)
+    return square(centre + np.array([0, REFERENCE_SHIFT * side]), side)
 
 
 def inside_image(box: FloatArray, height: int, width: int) -> FloatArray:
@@ -58,13 +62,19 @@ def inside_image(box: FloatArray, height: int, width: int) -> FloatArray:
 def smooth_boxes(boxes: FloatArray, times: FloatArray, window: float = 0.4) -> FloatArray:
     """Smooth boxes (t x 3: x0, y0, side) over time without lag: a Gaussian over ``window`` seconds (standard deviation) on centre and side.
 
-    A jumping crop is jitter in every label. Rows of NaN (no face) take no part and are filled from their neighbours.
+    A jumping crop is jitter in every label. Rows of NaN (no face) take no part and are filled from their neighbours, however far those are.
+
+    Raises:
+        ValueError: all rows are NaN.
     """
     centre = boxes[:, :2] + boxes[:, 2:] / 2
     values = np.concatenate([centre, boxes[:, 2:]], 1)
     known = np.isfinite(values).all(1)
-    weights = np.exp(-0.5 * ((times[:, None] - times[None, known]) / window) ** 2)
-    smooth = (weights / weights.sum(1, keepdims=True).clip(1e-300)) @ values[known]
+    if not known.any():
+        raise ValueError("no box to smooth: every row is NaN")
+    power = -0.5 * ((times[:, None] - times[None, known]) / window) ** 2
+    weights = np.exp(power - power.max(1, keepdims=True))  # the nearest known row counts 1: nothing underflows in long gaps
+    smooth = (weights / weights.sum(1, keepdims=True)) @ values[known]
     return np.concatenate([smooth[:, :2] - smooth[:, 2:] / 2, smooth[:, 2:]], 1)
 
 
@@ -79,7 +89,7 @@ def crop_image(image: ByteImage, box: FloatArray, size: int) -> ByteImage:
     matrix = source_to_crop(box, size)
     shrink = 1 / matrix[0, 0]
     if shrink > 1:  # average before sampling, or fine texture turns into moire
-        image = cv2.GaussianBlur(image, (0, 0), 0.35 * shrink)
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.35 * shrink), np.uint8)
     matrix = _CENTRES @ matrix @ np.linalg.inv(_CENTRES)
     flags = cv2.INTER_LINEAR if shrink > 1 else cv2.INTER_CUBIC
     return np.asarray(cv2.warpAffine(image, matrix[:2], (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8)
@@ -126,32 +136,39 @@ class FaceTracker:
         self._landmarker.close()
         self._detector.close()
 
-    def faces(self, image: ByteImage) -> list[Face]:
-        """All faces of an image (h w 3, RGB), largest first."""
-        found: list[Face] = []
-        for box in self._detect(image):
-            face = self._landmarks(image, box)
-            if face is not None and not any(_same_face(face, other) for other in found):
-                found.append(face)
-        return sorted(found, key=lambda face: -landmark_bounds(face.landmarks)[1])
+    def faces(self, image: ByteImage, smallest: float = MIN_FACE) -> list[Face]:
+        """The faces of an image (h w 3, RGB), largest first.
+
+        The whole image is searched first, then ever smaller tiles down to faces of ``smallest`` pixels, but only while none is found:
+        faces much smaller than the largest are bystanders.
+        """
+        side = max(image.shape[:2])
+        while True:
+            found: list[Face] = []
+            for box in self._detect(image, side):
+                face = self._landmarks(image, box)
+                if face is not None and self._confirmed(image, face) and not any(_same_face(face, other) for other in found):
+                    found.append(face)
+            if found or VISIBLE * side <= smallest:
+                return sorted(found, key=lambda face: -landmark_bounds(face.landmarks)[1])
+            side = -(-side // 2)
 
     def follow(self, image: ByteImage, previous: Face) -> Face | None:
         """The face of the previous frame in this one (h w 3, RGB), or None if it is not where it was."""
         centre, size = landmark_bounds(previous.landmarks)
         return self._landmarks(image, square(centre, SEARCH_SCALE * size))
 
-    def _detect(self, image: ByteImage) -> list[FloatArray]:
-        """Square search boxes around face candidates: the whole image first, ever smaller overlapping tiles while that shows nothing."""
-        height, width = image.shape[:2]
-        for parts in (1, 2, 4):
-            side = -(-max(height, width) // parts)
-            if parts > 1 and side < MIN_TILE:
-                break
-            tiles = [(top, left) for top in _starts(height, side) for left in _starts(width, side)]
-            boxes = [box for top, left in tiles for box in self._detect_in(image[top : top + side, left : left + side], top, left)]
-            if boxes:
-                return _distinct(boxes)
-        return []
+    def _detect(self, image: ByteImage, side: int) -> list[FloatArray]:
+        """Square search boxes around the face candidates of overlapping tiles."""
+        tiles = [(top, left) for top in _starts(image.shape[0], side) for left in _starts(image.shape[1], side)]
+        boxes = [box for top, left in tiles for box in self._detect_in(image[top : top + side, left : left + side], top, left)]
+        return _distinct(boxes)
+
+    def _confirmed(self, image: ByteImage, face: Face) -> bool:
+        """Whether the detector also sees a face where the landmarks are: texture often looks like one, and landmarks fit anything."""
+        centre, size = landmark_bounds(face.landmarks)
+        crop = crop_image(image, square(centre, SEARCH_SCALE * size), SEARCH_PIXELS // 2)
+        return any(detection.categories[0].score >= CONFIRMED for detection in self._detector.detect(_media_image(crop)).detections)
 
     def _detect_in(self, image: ByteImage, top: int, left: int) -> list[FloatArray]:
         boxes = []
@@ -168,7 +185,7 @@ class FaceTracker:
             return None
         points = np.array([[p.x, p.y, p.z] for p in result.face_landmarks[0]], np.float64)[:LANDMARKS] * box[2]
         scores = np.array([category.score for category in result.face_blendshapes[0]], np.float64)
-        return Face(landmarks=points + [box[0], box[1], 0], blendshapes=scores)
+        return Face(landmarks=points + np.array([box[0], box[1], 0]), blendshapes=scores)
 
 
 def _media_image(image: ByteImage) -> Any:
@@ -179,7 +196,7 @@ def _media_image(image: ByteImage) -> Any:
 
 def _starts(length: int, side: int) -> list[int]:
     """Where tiles of that side begin, half overlapping, the last flush with the end."""
-    return list(range(0, max(length - side, 0), max(side // 2, 1))) + [max(length - side, 0)]
+    return [*range(0, max(length - side, 0), max(side // 2, 1)), max(length - side, 0)]
 
 
 def _distinct(boxes: list[FloatArray]) -> list[FloatArray]:

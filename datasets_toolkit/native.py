@@ -12,12 +12,11 @@ from contextlib import contextmanager
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Hold back what is written to the process's stderr inside the block; it is written after all if the block raises."""
-    sys.stderr.flush()
-    try:
-        kept = os.dup(2)
-    except OSError:  # a process without stderr has nothing to hold back
+    if sys.stderr is None:  # a process without stderr has nothing to hold back, and 2 may be any file it opened
         yield
         return
+    sys.stderr.flush()
+    kept = os.dup(2)
     with tempfile.TemporaryFile() as notes:
         os.dup2(notes.fileno(), 2)
         try:

@@ -9,13 +9,11 @@ import numpy as np
 from datasets_toolkit.annotators import DepthAnnotator, FaceCrop, NormalAnnotator, Parsing, ParsingAnnotator
 from datasets_toolkit.annotators.base import Map
 from datasets_toolkit.errors import NoFaceError
-from datasets_toolkit.faces import FaceTracker, crop_image, inside_image, landmark_bounds, reference_box, source_to_crop
+from datasets_toolkit.faces import MIN_FACE, FaceTracker, crop_image, inside_image, landmark_bounds, reference_box, source_to_crop
 from datasets_toolkit.head_pose import clip_camera, euler_degrees, head_pose
 from datasets_toolkit.schema import ByteImage, Face, FloatArray
 from datasets_toolkit.tracking import choose_face
 
-MIN_FACE = 60
-"""Smallest face (larger side of the landmarks' bounding box, pixels) worth animating."""
 MAX_YAW, MAX_PITCH = 55.0, 45.0
 """Degrees beyond which the landmarker guesses more than it sees."""
 MAX_OUTSIDE = 0.06
@@ -90,7 +88,7 @@ def crop_face(image: ByteImage, face: Face, size: int, intrinsics: FloatArray | 
     scale = np.array([matrix[0, 0], matrix[1, 1], matrix[0, 0]])
     return FaceCrop(
         image=crop_image(image, box, size),
-        landmarks=face.landmarks * scale + [matrix[0, 2], matrix[1, 2], 0],
+        landmarks=face.landmarks * scale + np.array([matrix[0, 2], matrix[1, 2], 0]),
         blendshapes=face.blendshapes,
         mesh=pose.mesh,
         head_to_camera=pose.head_to_camera,

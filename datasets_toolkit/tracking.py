@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datasets_toolkit.errors import NoFaceError
-from datasets_toolkit.faces import FaceTracker, landmark_bounds, reference_box
+from datasets_toolkit.faces import MIN_FACE, FaceTracker, landmark_bounds, reference_box
 from datasets_toolkit.head_pose import clip_camera, head_pose
 from datasets_toolkit.schema import BLENDSHAPES, LANDMARKS, ByteImage, Face, FloatArray, TrackedClip
 
@@ -20,17 +20,19 @@ log = logging.getLogger(__name__)
 
 JUMP = 0.6
 """A face whose centre moves further than this many face sizes between frames is another face, or a cut."""
+GROWTH = 2.0
+"""So is one that grows or shrinks by this factor."""
 
 
 def choose_face(faces: list[Face], index: int, name: str) -> Face:
     """Face number ``index`` of an image (0 is the largest); several faces without a choice are told.
 
     Raises:
-        NoFaceError: there is no face, or fewer than asked for; ``name`` says where.
+        NoFaceError: there is no face, none of that number, or the number is negative; ``name`` says where.
     """
     if not faces:
-        raise NoFaceError(f"{name}: no face found; use a picture in which a face is at least 60 pixels high and looks towards the camera")
-    if index >= len(faces):
+        raise NoFaceError(f"{name}: no face found; at least one must be {MIN_FACE} pixels high and look towards the camera")
+    if not 0 <= index < len(faces):
         raise NoFaceError(f"{name}: shows {len(faces)} face(s), so there is no face {index}; faces are counted from 0, largest first")
     if len(faces) > 1:
         log.warning("%s: %d faces, taking number %d (0 is the largest; choose with --face)", name, len(faces), index)
@@ -74,14 +76,15 @@ def _next_face(image: ByteImage, tracker: FaceTracker, last: Face | None, choice
     current = tracker.follow(image, last)
     if current is not None and _near(current, last):
         return current
-    near = [face for face in tracker.faces(image) if _near(face, last)]
+    smallest = landmark_bounds(last.landmarks)[1] / GROWTH
+    near = [face for face in tracker.faces(image, smallest) if _near(face, last)]
     return near[0] if near else None
 
 
 def _near(face: Face, last: Face) -> bool:
     (centre, size), (last_centre, last_size) = landmark_bounds(face.landmarks), landmark_bounds(last.landmarks)
     moved = float(np.linalg.norm(centre - last_centre)) / last_size
-    return moved < JUMP and 0.5 < size / last_size < 2
+    return moved < JUMP and 1 / GROWTH < size / last_size < GROWTH
 
 
 def _assemble(found: list[Face | None], times: FloatArray, indices: np.ndarray) -> TrackedClip:

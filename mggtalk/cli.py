@@ -69,8 +69,8 @@ def _add_animate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=256, help="pixels a side of the rendered crop (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default %(default)s)")
     view = parser.add_mutually_exclusive_group()
-    view.add_argument("--crop", dest="full_frame", action="store_false", help="write the square around the head (default)")
-    view.add_argument("--full-frame", dest="full_frame", action="store_true", help="write the whole portrait")
+    view.add_argument("--crop", dest="full_frame", action="store_false", default=False, help="write the square around the head (default)")
+    view.add_argument("--full-frame", dest="full_frame", action="store_true", default=False, help="write the whole portrait")
     parser.add_argument("--face", type=int, default=0, help="which face of the portrait, 0 the largest (default %(default)s)")
     parser.add_argument("--driving-face", type=int, default=0, help="which face of the driving video (default %(default)s)")
     parser.add_argument("--pose", choices=("relative", "absolute", "still"), default="relative", help="head pose: changes since the driver's first frame, the driver's own, or none (default %(default)s)")  # fmt: skip # noqa: E501

@@ -10,7 +10,7 @@ import inspect
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import yaml
@@ -69,7 +69,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; give the folder of a model, with config.yaml and model.safetensors") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read ({error})") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT or not {"version", "weights", "model"} <= config.keys():
         raise ModelError(f"{path}: not the config of a model (format, version, weights and model are needed)")
@@ -89,15 +89,33 @@ def _build(node: Any, path: Path) -> Any:
         raise ModelError(f"{path}: class {node['class_path']} is not part of mggtalk")
     try:
         kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, ValueError):
         raise ModelError(f"{path}: there is no class {node['class_path']}; the model may come from another release") from None
-    if not inspect.isclass(kind) or not issubclass(kind, (torch.nn.Module, Renderer)):
+    ours = inspect.isclass(kind) and issubclass(kind, (torch.nn.Module, Renderer)) and kind.__module__.startswith("mggtalk.")
+    if not ours:
         raise ModelError(f"{path}: {node['class_path']} is not a part of a model")
-    arguments = {key: _build(value, path) for key, value in (node.get("init_args") or {}).items()}
+    given = node.get("init_args") or {}
+    if not isinstance(given, dict):
+        raise ModelError(f"{path}: {node['class_path']}: init_args must name the arguments, got {given!r}")
+    arguments = {key: _build(value, path) for key, value in given.items()}
     try:
+        _check_parts(kind, arguments)
         return kind(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, OSError) as error:
         raise ModelError(f"{path}: {node['class_path']}: {error}") from error
+
+
+def _check_parts(kind: type, arguments: dict[str, Any]) -> None:
+    """Refuse parts that are not what the constructor asks for: they would fail only when they are used.
+
+    Raises:
+        TypeError: an argument should be a part of the model of another class.
+    """
+    hints = get_type_hints(kind.__init__)  # type: ignore[misc]
+    for name, value in arguments.items():
+        wanted = hints.get(name)
+        if inspect.isclass(wanted) and issubclass(wanted, (torch.nn.Module, Renderer)) and not isinstance(value, wanted):
+            raise TypeError(f"{name} should be a {wanted.__name__}, got {type(value).__name__}")
 
 
 def _load_weights(model: MGGTalk, path: Path) -> None:

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from datasets_toolkit.face_regions import CHIN
 from datasets_toolkit.schema import Region
 from mggtalk.geometry.head_points import visible_points
-from mggtalk.geometry.images import sample
+from mggtalk.geometry.cameras import project
+from mggtalk.geometry.images import sample, shift
 from mggtalk.geometry.inner_parts import inner_points
 from mggtalk.geometry.layers import Layers, take_apart
-from mggtalk.geometry.neck import bend
+from mggtalk.geometry.neck import PIVOT, bend, torso_camera
 from mggtalk.geometry.surface import normals_from_depth
 from mggtalk.geometry.symmetry import hidden_behind, mirror_cloud, voxel_filter
 from mggtalk.modules.deformation import Deformed, DeformationNetwork
@@ -74,7 +75,7 @@ class MGGTalk(nn.Module):
         densifier: Densifier,
         inpainter: Inpainter,
         renderer: Renderer,
-        voxel_size: float = 0.35,
+        voxel_size: float = 0.2,
         margin: float = 0.4,
         capacity: int | None = None,
     ) -> None:
@@ -88,10 +89,11 @@ class MGGTalk(nn.Module):
         """The source with the target's expression, seen by the target's camera; the target's image is not looked at."""
         identity = self.reconstruct(pair.source)
         coarse, dense = self.gaussians(identity, pair.target.expression, pair.target.camera)
+        backdrop = self.backdrop(identity, pair.target.camera)
         size = (pair.target.image.shape[-2], pair.target.image.shape[-1])
         return Reenactment(
-            coarse=self.renderer(coarse, pair.target.camera, size, identity.background),
-            dense=self.renderer(dense, pair.target.camera, size, identity.background),
+            coarse=self.renderer(coarse, pair.target.camera, size, backdrop),
+            dense=self.renderer(dense, pair.target.camera, size, backdrop),
         )
 
     def reconstruct(self, frame: Frame) -> Identity:
@@ -102,11 +104,14 @@ class MGGTalk(nn.Module):
         surface = Surface(depth=depth, normals=normals_from_depth(depth, mask, frame.camera.intrinsics), mask=mask)
         points = self.points(frame, layers, surface)
         features = self.encoder(frame.image, layers.head)
+        background, torso, torso_alpha = self.inpaint(frame, layers)
         return Identity(
             points=points,
             visible_features=sample(features, points.visible.pixels / 2),
             mirrored_features=sample(features, points.mirrored.pixels / 2),
-            background=self.background(frame, layers),
+            background=background,
+            torso=torso,
+            torso_alpha=torso_alpha,
             camera=frame.camera,
             expression=frame.expression,
         )
@@ -121,10 +126,21 @@ class MGGTalk(nn.Module):
         mirrored = _select(replace(mirrored, mask=keep), order)
         return HeadPoints(visible=cat([visible, inner_points(frame)], dim=1), mirrored=mirrored, counterpart=order)
 
-    def background(self, frame: Frame, layers: Layers) -> Float[Tensor, "b 3 h w"]:
-        """Torso and background without the head."""
-        filled = classical_fill(frame.image, layers.background, layers.torso, layers.torso_extent)
-        return self.inpainter(layers.hidden * filled + (1 - layers.hidden) * frame.image, layers.hidden)
+    def inpaint(self, frame: Frame, layers: Layers) -> tuple[Tensor, Tensor, Tensor]:
+        """Background without the person (b 3 h w), torso over it without the head (b 3 h w), and the torso's alpha (b 1 h w)."""
+        behind, torso, alpha = classical_fill(frame.image, layers.background, layers.torso, layers.torso_extent)
+        person = 1 - layers.background
+        behind = self.inpainter(person * behind + layers.background * frame.image, person)
+        torso = self.inpainter(layers.hidden * torso + (1 - layers.hidden) * frame.image, layers.hidden)
+        return behind, torso, alpha
+
+    def backdrop(self, identity: Identity, camera: Camera) -> Float[Tensor, "b 3 h w"]:
+        """What the head is composited onto: the background, and the torso where the head has taken it."""
+        torso = torso_camera(camera, identity.camera)
+        pivot = torso.head_to_camera.new_tensor(PIVOT).expand(len(identity.background), 1, 3)
+        moved = project(pivot, torso)[0] - project(pivot, identity.camera)[0]
+        alpha = shift(identity.torso_alpha, moved[:, 0])
+        return alpha * shift(identity.torso, moved[:, 0]) + (1 - alpha) * identity.background
 
     def gaussians(self, identity: Identity, expression: Float[Tensor, "b e"], camera: Camera) -> tuple[Gaussians, Gaussians]:
         """The Gaussians of an identity under an expression and a camera, before and after densification."""
@@ -145,9 +161,10 @@ class MGGTalk(nn.Module):
         return cat([stage_one, stage_two], dim=1), cat(dense, dim=1)
 
     def deform(self, cloud: PointCloud, identity: Identity, expression: Float[Tensor, "b e"], camera: Camera) -> Deformed:
-        """Expression moves the points; then those of the neck bend between the head and the resting torso."""
+        """Expression moves the points; then those of the neck bend between the head and the torso."""
         moved = self.deformation(cloud, expression, identity.expression)
-        return Deformed(*bend(moved.positions, moved.tangents, cloud.head_weight, cloud.head_weight_steps, camera, identity.camera))
+        torso = torso_camera(camera, identity.camera)
+        return Deformed(*bend(moved.positions, moved.tangents, cloud.head_weight, cloud.head_weight_steps, camera, torso))
 
 
 def _base(deformed: Deformed, cloud: PointCloud) -> Gaussians:

@@ -1,9 +1,9 @@
 """The library's front door: a portrait becomes an avatar, a motion animates it.
 
-    with TalkingHead.from_pretrained() as head:
-        avatar = head.reconstruct("portrait.jpg")
-        for frame in head.animate(avatar, head.track("driving.mp4")):
-            ...  # uint8, size x size x 3
+>>> with TalkingHead.from_pretrained() as head:
+...     avatar = head.reconstruct("portrait.jpg")
+...     for frame in head.animate(avatar, head.track("driving.mp4")):
+...         print(frame.shape)  # uint8, size x size x 3
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from datasets_toolkit.annotators.mesh_depth import MeshDepth
 from datasets_toolkit.faces import FaceTracker
 from datasets_toolkit.images import read_image
 from datasets_toolkit.portrait import Annotations, Annotators, crop_face, find_portrait
-from datasets_toolkit.schema import ByteImage, TrackedClip
+from datasets_toolkit.schema import ByteImage, FloatArray, TrackedClip
 from datasets_toolkit.smoothing import LandmarkFilter, NoFilter, ZeroPhaseOneEuro, smooth_clip
 from datasets_toolkit.tracking import track_clip
 from datasets_toolkit.video import VideoFrame, read_frames
@@ -161,7 +161,8 @@ class TalkingHead:
         """One frame (uint8, size x size x 3) under an expression (e) and a head pose (4 x 4)."""
         camera = Camera(intrinsics=avatar.frame.camera.intrinsics, head_to_camera=head_to_camera[None])
         _, gaussians = self.model.gaussians(avatar.identity, expression[None], camera)
-        rendering = self.model.renderer(gaussians, camera, (self.size, self.size), avatar.identity.background)
+        backdrop = self.model.backdrop(avatar.identity, camera)
+        rendering = self.model.renderer(gaussians, camera, (self.size, self.size), backdrop)
         pixels = (rendering.image[0].clamp(0, 1) * 255).round().to(torch.uint8)
         return np.asarray(pixels.permute(1, 2, 0).cpu().numpy())
 
@@ -172,18 +173,21 @@ def full_frame(avatar: Avatar, frame: ByteImage) -> ByteImage:
     half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])
     matrix = (half @ np.linalg.inv(avatar.crop.source_to_crop) @ np.linalg.inv(half))[:2]
     size = len(frame)
-    alpha = cv2.warpAffine(_feather(avatar, size), matrix, (width, height), flags=cv2.INTER_LINEAR)[..., None]
+    (scale, _, left), (_, _, top) = avatar.crop.source_to_crop[:2]
+    alpha = (_feather(height, scale, top, size)[:, None] * _feather(width, scale, left, size))[..., None]
     pasted = cv2.warpAffine(frame, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray((alpha * pasted + (1 - alpha) * avatar.image).round(), np.uint8)
 
 
-def _feather(avatar: Avatar, size: int) -> np.ndarray:
-    """Weight (size x size) that falls to 0 towards the edges of the crop, but not where they are the portrait's own."""
-    scale = avatar.crop.source_to_crop[0, 0]
-    left, top = -avatar.crop.source_to_crop[:2, 2] / scale
-    right, bottom = left + size / scale, top + size / scale
-    height, width = avatar.image.shape[:2]
-    rise = np.clip((np.arange(size) + 0.5) / (FEATHER * size), 0, 1)
-    across = np.minimum(rise if left > 1 else 1, rise[::-1] if right < width - 1 else 1) * np.ones(size)
-    along = np.minimum(rise if top > 1 else 1, rise[::-1] if bottom < height - 1 else 1) * np.ones(size)
-    return (along[:, None] * across[None]).astype(np.float32)
+def _feather(length: int, scale: float, shift: float, size: int) -> FloatArray:
+    """Weight of a crop for each of ``length`` portrait pixels along one axis, whose place in the crop is ``scale x + shift``.
+
+    It falls to 0 towards the edges of the crop, but not where they are the portrait's own.
+    """
+    place = scale * (np.arange(length) + 0.5) + shift
+    weight = np.asarray((place >= 0) & (place <= size), np.float64)
+    if -shift / scale > 1:
+        weight *= np.clip(place / (FEATHER * size), 0, 1)
+    if (size - shift) / scale < length - 1:
+        weight *= np.clip((size - place) / (FEATHER * size), 0, 1)
+    return weight

@@ -33,11 +33,17 @@ class TensorRecord:
         return replace(self, **changed)  # type: ignore[type-var]
 
     def to(self: Record, *args: Any, **kwargs: Any) -> Record:
-        """As :meth:`torch.Tensor.to`; a floating dtype changes floating tensors only."""
+        """As :meth:`torch.Tensor.to`, but only floating tensors change their dtype: indices and masks keep theirs, and their values."""
 
         def move(tensor: Tensor) -> Tensor:
-            moved = tensor.to(*args, **kwargs)
-            return moved if tensor.is_floating_point() else moved.to(tensor.dtype)
+            if tensor.is_floating_point():
+                return tensor.to(*args, **kwargs)
+
+            def kept(argument: Any) -> Any:
+                return tensor.dtype if isinstance(argument, torch.dtype) else argument
+
+            places = [part for value in args for part in ((value.device, tensor.dtype) if isinstance(value, Tensor) else (kept(value),))]
+            return tensor.to(*places, **{name: kept(value) for name, value in kwargs.items()})
 
         return self.map(move)
 
@@ -60,7 +66,7 @@ def stack(records: Sequence[Record]) -> Record:
     Raises:
         ValueError: there is nothing to stack.
     """
-    return _join(records, torch.stack)
+    return _join(records, lambda tensors: torch.stack(list(tensors)))
 
 
 def cat(records: Sequence[Record], dim: int = 0) -> Record:
@@ -181,8 +187,10 @@ class Identity(TensorRecord):
     points: HeadPoints
     visible_features: Float[Tensor, "*batch n c"]
     mirrored_features: Float[Tensor, "*batch m c"]
-    background: Float[Tensor, "*batch 3 h w"]  # torso and background, inpainted behind the head
-    camera: Camera  # of the source; the torso stays in it
+    background: Float[Tensor, "*batch 3 h w"]  # inpainted behind the whole person
+    torso: Float[Tensor, "*batch 3 h w"]  # the torso over it, inpainted behind the head
+    torso_alpha: Float[Tensor, "*batch 1 h w"]  # of the torso alone
+    camera: Camera  # of the source
     expression: Float[Tensor, "*batch e"]  # of the source
 
 

@@ -15,11 +15,12 @@ from datasets_toolkit import face_regions
 from datasets_toolkit.annotators import FaceCrop, Parsing
 from datasets_toolkit.annotators.depth_normals import DepthNormals
 from datasets_toolkit.annotators.landmark_parsing import POLYGONS, polygon
-from datasets_toolkit.annotators.mesh_depth import MeshDepth
+from datasets_toolkit.annotators.mesh_depth import head_prior, rasterise_depth
 from datasets_toolkit.portrait import Annotations
-from datasets_toolkit.schema import BLENDSHAPES, ByteImage, FloatArray, Region
+from datasets_toolkit.schema import BLENDSHAPES, HEAD_REGIONS, ByteImage, FloatArray, Region
 from mggtalk.data.frames import to_frame
 from mggtalk.geometry.face_model import FaceModel
+from mggtalk.geometry.images import push_pull
 from mggtalk.model import MGGTalk
 from mggtalk.modules.deformation import DeformationNetwork
 from mggtalk.modules.gaussians import Densifier, GaussianDecoder
@@ -111,7 +112,12 @@ def made_image(parsing: Parsing, seed: int) -> ByteImage:
 
 
 def annotate(crop: FaceCrop, parsing: Parsing) -> Annotations:
-    depth = MeshDepth()(crop, parsing)
+    """Depth of the mesh on the face, and of a coarse skull, continued from the face, around it."""
+    mesh = rasterise_depth(crop, len(crop.image))
+    head = np.isin(parsing.labels, HEAD_REGIONS)
+    prior = head_prior(crop, head)
+    gap = push_pull(torch.from_numpy(np.where(mesh > 0, mesh - prior, 0))[None], torch.from_numpy(mesh > 0)[None].double())[0].numpy()
+    depth = np.where(head, prior + gap, 0).astype(np.float32)
     return Annotations(parsing=parsing, depth=depth, normals=DepthNormals()(crop, parsing, depth))
 
 

@@ -89,7 +89,7 @@ def address(server: Server, path: str = "/model.task") -> str:
 
 
 def test_the_list_is_sound() -> None:
-    assert len({asset.name for asset in ASSETS}) == len(ASSETS) == 4
+    assert len({asset.name for asset in ASSETS}) == len(ASSETS) == 3
     for asset in ASSETS:
         assert asset.url.startswith("https://")
         assert len(bytes.fromhex(asset.sha256)) == 32

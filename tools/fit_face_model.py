@@ -175,9 +175,9 @@ def _pose_weights(aligned: Sequence[FloatArray], mirror: npt.NDArray[np.int64]) 
 
 
 def _outward(triangles: npt.NDArray[np.int64], vertices: FloatArray) -> npt.NDArray[np.int64]:
-    """Triangles wound counter-clockwise seen from the front (normal away from the head's origin)."""
+    """Triangles wound counter-clockwise seen from the front: no part of the mean face looks back."""
     a, b, c = (vertices[triangles[:, k]] for k in range(3))
-    inward = (np.cross(b - a, c - a) * ((a + b + c) / 3)).sum(-1) < 0
+    inward = np.cross(b - a, c - a)[:, 2] < 0
     return np.where(inward[:, None], triangles[:, [0, 2, 1]], triangles)
 
 

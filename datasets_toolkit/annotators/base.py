@@ -57,7 +57,7 @@ class Annotator(ABC):
         """Weights (name and SHA-256) and licences behind the labels; empty where no weights are used."""
         return {}
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most annotators hold nothing open)
         """Release models held open."""
 
     def __enter__(self: Self_) -> Self_:

@@ -32,14 +32,14 @@ SOLVE_SIZE = 128
 class MeshDepth(DepthAnnotator):
     """The default depth annotator."""
 
-    version = 1
+    version = 2
 
     def __call__(self, crop: FaceCrop, parsing: Parsing) -> Map:
         """Depth (s x s, cm) wherever ``parsing`` shows a part of the head; 0 elsewhere."""
         size = len(crop.image)
         mesh = rasterise_depth(crop, size)
-        head = np.isin(parsing.labels, HEAD_REGIONS) | (mesh > 0)
-        prior = head_prior(crop, head)
+        head = np.isin(parsing.labels, HEAD_REGIONS)
+        prior = head_prior(crop, head | (mesh > 0))
         depth = prior + _continued(mesh, prior, crop)
         depth = np.where(mesh > 0, mesh, depth)
         return np.asarray(np.where(head, depth, 0), np.float32)

@@ -30,7 +30,11 @@ class Binding(TensorRecord):
 
 
 def bind(
-    pixels: Float[Tensor, "b n 2"], vertices: Float[Tensor, "b v 2"], depth: Float[Tensor, "b v"], triangles: Int[Tensor, "m 3"], fade: float
+    pixels: Float[Tensor, "b n 2"],
+    vertices: Float[Tensor, "b v 2"],
+    depth: Float[Tensor, "b v"],
+    triangles: Int[Tensor, "m 3"],
+    fade: Float[Tensor, " b"],
 ) -> Binding:
     """Bind pixels to the mesh as one image shows it.
 
@@ -50,7 +54,7 @@ def bind(
     )
 
 
-def _bind(pixels: Tensor, vertices: Tensor, depth: Tensor, triangles: Tensor, fade: float) -> Binding:
+def _bind(pixels: Tensor, vertices: Tensor, depth: Tensor, triangles: Tensor, fade: Tensor) -> Binding:
     linear, constant = _barycentric_maps(vertices[:, triangles])
     coordinates = torch.einsum("bnk,bmjk->bnmj", pixels, linear) + constant[:, None]
     inside = (coordinates >= -1e-4).all(-1)
@@ -89,7 +93,7 @@ def _border_edges() -> tuple[list[int], list[int], list[bool]]:
     return starts, ends, [ring is face_regions.FACE_OVAL for ring in rings for _ in ring]
 
 
-def _bind_to_border(pixels: Tensor, vertices: Tensor, fade: float) -> Binding:
+def _bind_to_border(pixels: Tensor, vertices: Tensor, fade: Tensor) -> Binding:
     starts, ends, outer = _border_edges()
     start, end = vertices[:, starts], vertices[:, ends]
     along = end - start
@@ -100,12 +104,12 @@ def _bind_to_border(pixels: Tensor, vertices: Tensor, fade: float) -> Binding:
     index = best[..., None]
     t = place.gather(-1, index)
     faded = torch.tensor(outer, device=pixels.device)[best]
-    strength = torch.where(faded, torch.exp(-((distance / fade) ** 2)), 1.0)[..., None]
+    strength = torch.where(faded, torch.exp(-((distance / fade[:, None]) ** 2)), 1.0)[..., None]
     anchors = torch.stack([torch.tensor(starts)[best.cpu()], torch.tensor(ends)[best.cpu()]], -1).to(pixels.device)
     weights = torch.cat([1 - t, t, torch.zeros_like(t)], -1) * strength
     turn = (along / length[..., None]).gather(1, index.expand(-1, -1, 2)) * ((t > 0) & (t < 1))
     away = offset.gather(2, index[..., None].expand(-1, -1, 1, 2))[:, :, 0] * faded[..., None]
-    fall = -2 * away / fade**2
+    fall = -2 * away / fade[:, None, None] ** 2
     slopes = fall[..., None] * weights[..., None, :] + turn[..., None] * torch.tensor([-1.0, 1.0, 0.0]).to(t) * strength[..., None]
     return Binding(
         anchors=torch.cat([anchors, anchors[..., :1]], -1),

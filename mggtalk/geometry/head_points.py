@@ -157,9 +157,9 @@ def _bind(frame: Frame, pixels: Tensor, labels: Tensor, face_model: FaceModel) -
     """
     with torch.no_grad():
         vertices, depth = project(frame.mesh, frame.camera)
-        scale = frame.camera.intrinsics[0, 0, 0] / frame.camera.head_to_camera[0, 2, 3]
-        binding = bind(pixels, vertices, depth, face_model.triangles, float(FADE * scale))
-        inner = binding.distance > EDGE * scale
+        scale = frame.camera.intrinsics[:, 0, 0] / frame.camera.head_to_camera[:, 2, 3]  # pixels for a cm
+        binding = bind(pixels, vertices, depth, face_model.triangles, FADE * scale)
+        inner = binding.distance > EDGE * scale[:, None]
         for region, iris in ((Region.LEFT_EYE, face_regions.LEFT_IRIS), (Region.RIGHT_EYE, face_regions.RIGHT_IRIS)):
             binding = _rebind(binding, inner & (labels == region), (iris[0], iris[1], iris[3]), 1.0)
         mouth = inner & (labels == Region.MOUTH)

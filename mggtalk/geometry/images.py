@@ -46,6 +46,16 @@ def sample(image: Float[Tensor, "*batch c h w"], pixels: Float[Tensor, "*batch n
     return values[:, :, 0].mT.reshape(*batch, *pixels.shape[-2:-1], image.shape[-3])
 
 
+def shift(image: Float[Tensor, "b c h w"], pixels: Float[Tensor, "b 2"]) -> Float[Tensor, "b c h w"]:
+    """Move an image right and down by (fractions of) pixels; what comes in at the border is the reflection of what is inside."""
+    height, width = image.shape[-2:]
+    rows = torch.arange(height, device=image.device, dtype=image.dtype) + 0.5 - pixels[:, 1:]
+    columns = torch.arange(width, device=image.device, dtype=image.dtype) + 0.5 - pixels[:, :1]
+    x = (2 * columns / width - 1)[:, None].expand(-1, height, -1)
+    y = (2 * rows / height - 1)[:, :, None].expand(-1, -1, width)
+    return grid_sample(image, torch.stack([x, y], -1), mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
 def dilate(mask: Float[Tensor, "*batch 1 h w"], radius: int) -> Float[Tensor, "*batch 1 h w"]:
     """Grey dilation by a square of side ``2 radius + 1``."""
     flat = mask.reshape(-1, *mask.shape[-3:])

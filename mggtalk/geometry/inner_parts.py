@@ -46,7 +46,7 @@ def inner_points(frame: Frame) -> PointCloud:
 
 
 def _coordinates(frame: Frame, rows: int = 1) -> tuple[Tensor, Tensor]:
-    """u to the right and v down of a patch's points, in [-1, 1] (rows x columns), ``rows`` times as dense as :data:`PATCH`."""
+    """The u to the right and v down of a patch's points, in [-1, 1] (rows x columns), ``rows`` times as dense as :data:`PATCH`."""
     like = frame.image
     v = (torch.arange(PATCH[0] * rows, device=like.device, dtype=like.dtype) + 0.5) / (PATCH[0] * rows) * 2 - 1
     u = (torch.arange(PATCH[1] * rows, device=like.device, dtype=like.dtype) + 0.5) / (PATCH[1] * rows) * 2 - 1

@@ -1,12 +1,32 @@
-"""The neck: points between head and torso bend instead of break."""
+"""Head and torso: the torso follows where the head goes, not how it turns, and the neck between them bends instead of breaking."""
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mggtalk.geometry.cameras import invert_rigid
 from mggtalk.types import Camera
+
+
+PIVOT = (0.0, -6.6, -1.7)
+"""The point of the head (canonical, cm) that moves least when heads turn: least squares over the tracked clips of the face model."""
+FOLLOW = 0.8
+"""How much of the pivot's movement the torso takes part in."""
+
+
+def torso_camera(camera: Camera, source: Camera) -> Camera:
+    """The source's camera, moved as the torso moves when the head goes from the pose of ``source`` to that of ``camera``.
+
+    Only across the image: the torso is a picture, and keeps its size.
+    """
+    pivot = torch.tensor(PIVOT, device=source.head_to_camera.device, dtype=source.head_to_camera.dtype)
+    difference = camera.head_to_camera - source.head_to_camera
+    moved = FOLLOW * (difference[..., :2, :3] @ pivot + difference[..., :2, 3])
+    still = torch.zeros_like(source.head_to_camera)
+    still[..., :2, 3] = moved
+    return Camera(intrinsics=camera.intrinsics, head_to_camera=source.head_to_camera + still)
 
 
 def bend(
@@ -17,10 +37,10 @@ def bend(
     camera: Camera,
     torso: Camera,
 ) -> tuple[Float[Tensor, "b n 3"], Float[Tensor, "b n 2 3"]]:
-    """Blend each point between moving with the head and staying with the torso.
+    """Blend each point between moving with the head and resting on the torso.
 
-    In camera space a point of the head lies at ``T X`` and one of the torso at ``T_0 X``, where T and T_0 are the head poses of the
-    target and of the source; a point between them at the mean of both, weighted by ``w = head_weight``. Seen from canonical space,
+    In camera space a point of the head lies at ``T X`` and one of the torso at ``T_0 X``, where T and T_0 are the poses of the
+    target's head and torso; a point between them at the mean of both, weighted by ``w = head_weight``. Seen from canonical space,
     which the target's camera looks at, that is ``w X + (1 - w) T^-1 T_0 X``: pose stays a matter of cameras.
 
     Args:
@@ -29,7 +49,7 @@ def bend(
         head_weight: w.
         head_weight_steps: change of w along each tangent: what bends also stretches.
         camera: of the target.
-        torso: the source's camera.
+        torso: the camera of the torso, see :func:`torso_camera`.
     """
     relative = invert_rigid(camera.head_to_camera) @ torso.head_to_camera
     stay = (1 - head_weight)[..., None]

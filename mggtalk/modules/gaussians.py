@@ -21,6 +21,9 @@ SPREAD = 0.5
 """Standard deviation of a Gaussian in units of the step to its neighbour."""
 THICKNESS = 0.15
 """Scale along the normal in units of the smaller tangent scale."""
+OPAQUE = 0.99
+"""Largest base opacity. Blending stops before transmittance would fall to 1e-4, so behind what hides all but a tenth, an opacity of 0.999
+would no longer be blended, and that tenth of the background would shine through a head."""
 CORRECTIONS = 10
 """Numbers that correct a Gaussian: colour 3, log scale 3, rotation 3, opacity 1."""
 
@@ -43,7 +46,7 @@ def base_gaussians(
         means=deformed.positions,
         quaternions=matrix_to_quaternion(frame),
         scales=scales,
-        opacities=opacity,
+        opacities=opacity.clamp(max=OPAQUE),
         features=colour,
         mask=mask,
     )
@@ -104,7 +107,9 @@ class Densifier(nn.Module):
         spread: standard deviation of a child in units of the distance to its siblings.
     """
 
-    def __init__(self, channels: int = 32, width: int = 96, limit: float = 1.0, spread: float = SPREAD) -> None:
+    steps: Float[Tensor, "k 2"]
+
+    def __init__(self, channels: int = 32, width: int = 96, limit: float = 1.0, spread: float = 0.4) -> None:
         super().__init__()
         self.limit, self.spread = limit, spread
         self.count = len(CHILD_STEPS)
@@ -138,6 +143,7 @@ class Densifier(nn.Module):
         means = parents.means[..., None, :] + self.steps.to(tangents) @ tangents + moved[..., :2] @ tangents
         means = means + moved[..., 2:] * size * normal[..., None, :]
         shift = torch.logit(parents.opacities, 1e-4) - torch.logit(base.opacities, 1e-4)
+        opacity = opacity.clamp(max=OPAQUE)
         own = torch.where(opacity > 1e-4, torch.sigmoid(torch.logit(opacity, 1e-4) + shift[..., None]), opacity)
         children = Gaussians(
             means=means.flatten(-3, -2),

@@ -15,10 +15,13 @@ def classical_fill(
     background: Float[Tensor, "b 1 h w"],
     torso: Float[Tensor, "b 1 h w"],
     torso_extent: Float[Tensor, "b 1 h w"],
-) -> Float[Tensor, "b 3 h w"]:
-    """The base: the background continued under the person, and the torso continued under neck and hair, over it.
+) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"], Float[Tensor, "b 1 h w"]]:
+    """The base: the background continued under the person, and the torso continued under neck and hair.
 
     Two fills, not one, so that clothes do not bleed into the background nor the background into the clothes.
+
+    Returns:
+        Background, background with the torso over it, and the torso's alpha.
 
     Args:
         image: the source.
@@ -30,7 +33,7 @@ def classical_fill(
     has_torso = torso.amax((-2, -1), keepdim=True)
     clothes = push_pull(image, torso) * has_torso
     extent = torso_extent * has_torso
-    return extent * clothes + (1 - extent) * behind
+    return behind, extent * clothes + (1 - extent) * behind, extent
 
 
 class Inpainter(nn.Module):
@@ -48,11 +51,11 @@ class Inpainter(nn.Module):
         self.head = ZeroConv(widths[0], 3)
 
     def forward(self, filled: Float[Tensor, "b 3 h w"], hidden: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """The torso and background image.
+        """The image without what hides it.
 
         Args:
             filled: the source with the classical fill where ``hidden`` is 1.
-            hidden: 1 where the head hides them.
+            hidden: 1 where the head, or the whole person, hides what is behind.
         """
         where = dilate(hidden, self.margin)
         correction = self.head(self.unet(torch.cat([filled * 2 - 1, hidden], 1)))
