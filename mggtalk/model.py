@@ -29,15 +29,15 @@ from torch import Tensor, nn
 
 from datasets_toolkit.face_regions import CHIN
 from datasets_toolkit.schema import Region
-from mggtalk.geometry.head_points import visible_points
 from mggtalk.geometry.cameras import project
-from mggtalk.geometry.images import sample, shift
+from mggtalk.geometry.head_points import visible_points
+from mggtalk.geometry.images import dilate, sample, shift
 from mggtalk.geometry.inner_parts import inner_points
 from mggtalk.geometry.layers import Layers, take_apart
 from mggtalk.geometry.neck import PIVOT, bend, torso_camera
 from mggtalk.geometry.surface import normals_from_depth
 from mggtalk.geometry.symmetry import hidden_behind, mirror_cloud, voxel_filter
-from mggtalk.modules.deformation import Deformed, DeformationNetwork
+from mggtalk.modules.deformation import DeformationNetwork, Deformed
 from mggtalk.modules.gaussians import Densifier, GaussianDecoder, base_gaussians, parameters
 from mggtalk.modules.identity import IdentityEncoder
 from mggtalk.modules.inpainter import Inpainter, classical_fill
@@ -63,6 +63,7 @@ class MGGTalk(nn.Module):
         voxel_size: of the filter that thins the mirrored points, cm.
         margin: how far (cm) mirrored points must lie behind what the source shows.
         capacity: size of the set of visible points; by default as large as the source needs.
+        sharpening: steps that make up for the blur of splatting.
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class MGGTalk(nn.Module):
         voxel_size: float = 0.2,
         margin: float = 0.4,
         capacity: int | None = None,
+        sharpening: int = 2,
     ) -> None:
         super().__init__()
         self.refiner, self.encoder, self.deformation = refiner, encoder, deformation
         self.visible_decoder, self.mirrored_decoder = visible_decoder, mirrored_decoder
         self.densifier, self.inpainter, self.renderer = densifier, inpainter, renderer
         self.voxel_size, self.margin, self.capacity = voxel_size, margin, capacity
+        self.sharpening = sharpening
 
     def forward(self, pair: Pair) -> Reenactment:
         """The source with the target's expression, seen by the target's camera; the target's image is not looked at."""
@@ -102,29 +105,49 @@ class MGGTalk(nn.Module):
         depth = self.refiner(frame, layers.head)
         mask = depth > 0
         surface = Surface(depth=depth, normals=normals_from_depth(depth, mask, frame.camera.intrinsics), mask=mask)
-        points = self.points(frame, layers, surface)
-        features = self.encoder(frame.image, layers.head)
         background, torso, torso_alpha = self.inpaint(frame, layers)
+        points = self.points(frame, layers, surface, torso)
+        features = self.encoder(frame.image, layers.head)
         return Identity(
             points=points,
             visible_features=sample(features, points.visible.pixels / 2),
             mirrored_features=sample(features, points.mirrored.pixels / 2),
             background=background,
-            torso=torso,
+            torso=torso - (1 - torso_alpha) * background,
             torso_alpha=torso_alpha,
             camera=frame.camera,
             expression=frame.expression,
         )
 
-    def points(self, frame: Frame, layers: Layers, surface: Surface) -> HeadPoints:
+    def points(self, frame: Frame, layers: Layers, surface: Surface, backdrop: Float[Tensor, "b 3 h w"]) -> HeadPoints:
         """P_f, with eyeballs and the inside of the mouth, and P_f^s: mirrored points where the source shows none."""
         visible = visible_points(frame, layers, surface, self.deformation.face_model, self.capacity)
+        visible = self.sharpened(visible, frame, backdrop)
         mirrored = mirror_cloud(visible, self.deformation.face_model.mirror)
         keep = voxel_filter(mirrored.positions, _mirrors(visible, frame), visible.positions, visible.mask, self.voxel_size)
-        keep &= hidden_behind(mirrored.positions, surface, frame.camera, self.margin)
+        rim = dilate((~surface.mask).to(surface.depth), max(surface.mask.shape[-1] // 96, 1)) > 0  # there footprints would stick out
+        keep &= hidden_behind(mirrored.positions, replace(surface, mask=surface.mask & ~rim), frame.camera, self.margin)
         order = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, : max(int(keep.sum(1).max()), 1)]
         mirrored = _select(replace(mirrored, mask=keep), order)
         return HeadPoints(visible=cat([visible, inner_points(frame)], dim=1), mirrored=mirrored, counterpart=order)
+
+    @torch.no_grad()
+    def sharpened(self, cloud: PointCloud, frame: Frame, backdrop: Float[Tensor, "b 3 h w"]) -> PointCloud:
+        """Colours with which the splat of the base shows the source itself, and not its blur.
+
+        Splats overlap, so that each pixel mixes the colours of its neighbours. What the rendering misses of the source is added to
+        the colours (Landweber's iteration on a rendering that is linear in them).
+        """
+        size = (frame.image.shape[-2], frame.image.shape[-1])
+        deformed = Deformed(cloud.positions, cloud.tangents)
+        for _ in range(self.sharpening):
+            parents = _base(deformed, cloud)
+            children = self.densifier.split(parents, parents, cloud.tangents, cloud.child_colour, cloud.child_opacity)
+            missed = frame.image - self.renderer(children, frame.camera, size, backdrop).image
+            added = sample(missed, project(children.means, frame.camera)[0]).unflatten(1, (-1, self.densifier.count))
+            added = added * (cloud.child_opacity > 0.5)[..., None]
+            cloud = replace(cloud, child_colour=cloud.child_colour + added, colour=cloud.colour + added.mean(-2))
+        return cloud
 
     def inpaint(self, frame: Frame, layers: Layers) -> tuple[Tensor, Tensor, Tensor]:
         """Background without the person (b 3 h w), torso over it without the head (b 3 h w), and the torso's alpha (b 1 h w)."""
@@ -140,7 +163,7 @@ class MGGTalk(nn.Module):
         pivot = torso.head_to_camera.new_tensor(PIVOT).expand(len(identity.background), 1, 3)
         moved = project(pivot, torso)[0] - project(pivot, identity.camera)[0]
         alpha = shift(identity.torso_alpha, moved[:, 0])
-        return alpha * shift(identity.torso, moved[:, 0]) + (1 - alpha) * identity.background
+        return shift(identity.torso, moved[:, 0]) + (1 - alpha) * identity.background
 
     def gaussians(self, identity: Identity, expression: Float[Tensor, "b e"], camera: Camera) -> tuple[Gaussians, Gaussians]:
         """The Gaussians of an identity under an expression and a camera, before and after densification."""

@@ -42,7 +42,8 @@ class TensorRecord:
             def kept(argument: Any) -> Any:
                 return tensor.dtype if isinstance(argument, torch.dtype) else argument
 
-            places = [part for value in args for part in ((value.device, tensor.dtype) if isinstance(value, Tensor) else (kept(value),))]
+            split = [(value.device, tensor.dtype) if isinstance(value, Tensor) else (kept(value),) for value in args]
+            places: list[Any] = [part for parts in split for part in parts]
             return tensor.to(*places, **{name: kept(value) for name, value in kwargs.items()})
 
         return self.map(move)
@@ -188,7 +189,7 @@ class Identity(TensorRecord):
     visible_features: Float[Tensor, "*batch n c"]
     mirrored_features: Float[Tensor, "*batch m c"]
     background: Float[Tensor, "*batch 3 h w"]  # inpainted behind the whole person
-    torso: Float[Tensor, "*batch 3 h w"]  # the torso over it, inpainted behind the head
+    torso: Float[Tensor, "*batch 3 h w"]  # the torso, inpainted behind the head, multiplied by its alpha
     torso_alpha: Float[Tensor, "*batch 1 h w"]  # of the torso alone
     camera: Camera  # of the source
     expression: Float[Tensor, "*batch e"]  # of the source

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_scenes import face_model, made_frame, pose, project_head
 from torch import Tensor
 
 from datasets_toolkit import face_regions as regions
@@ -18,7 +19,6 @@ from mggtalk.geometry.cameras import project
 from mggtalk.geometry.head_points import visible_points
 from mggtalk.geometry.layers import take_apart
 from mggtalk.types import Frame, PointCloud, Surface, cat
-from model_scenes import face_model, made_frame, pose, project_head
 
 SIZE = 96
 TRIANGLES = face_model().triangles

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from model_scenes import made_frame, perturb, pose, seen_from, with_expression
 from safetensors.torch import load_file, save_file
 
 from mggtalk.export import BASES, ModelError, load_model, save_model
 from mggtalk.types import Pair
-from model_scenes import made_frame, perturb, pose, seen_from, with_expression
 
 CONFIG: dict[str, Any] = yaml.safe_load((BASES / "config.yaml").read_text())["model"]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_scenes import face_model
 from torch import Tensor
 
 from datasets_toolkit.schema import BLENDSHAPES
 from mggtalk.geometry.symmetry import mirror_points
-from model_scenes import face_model
 
 MODEL = face_model()
 seeds = st.integers(0, 10**6)
@@ -104,7 +104,7 @@ def test_a_neutral_face_is_what_blendshapes_leave_on_average() -> None:
 
 def test_the_mean_and_the_blendshapes_are_symmetric() -> None:
     """Exactly so: the basis is symmetrised when it is made."""
-    assert sorted(SWAPPED) == list(range(52)) and SWAPPED != list(range(52))
+    assert sorted(SWAPPED) == list(range(52)) and list(range(52)) != SWAPPED
     torch.testing.assert_close(mirrored(MODEL.mean), MODEL.mean, rtol=0, atol=1e-6)
     torch.testing.assert_close(mirrored(MODEL.blendshapes[SWAPPED]), MODEL.blendshapes, rtol=0, atol=1e-6)
 
@@ -131,4 +131,5 @@ def test_blendshapes_move_what_they_are_named_after(name: str, vertex: int, axis
 
 def test_nothing_of_it_is_trained_or_saved() -> None:
     assert not list(MODEL.parameters()) and not MODEL.state_dict()
-    assert MODEL.expression_size == len(MODEL.blendshapes) + len(MODEL.components) and torch.equal(MODEL.mirror[MODEL.mirror], torch.arange(478))
+    assert MODEL.expression_size == len(MODEL.blendshapes) + len(MODEL.components)
+    assert torch.equal(MODEL.mirror[MODEL.mirror], torch.arange(478))

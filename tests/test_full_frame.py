@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from model_scenes import annotate, face_model, made_crop, made_frame, pose
 
 from datasets_toolkit.faces import crop_image, source_to_crop
 from datasets_toolkit.schema import ByteImage, FloatArray
 from mggtalk.data.frames import tensor, to_frame
 from mggtalk.talking_head import FEATHER, Avatar, full_frame
-from model_scenes import annotate, face_model, made_crop, made_frame, pose
 
 HEIGHT, WIDTH = 150, 200
 
@@ -24,7 +24,7 @@ def smooth_portrait(seed: int = 0) -> ByteImage:
 
 def avatar_of(image: ByteImage, box: FloatArray, size: int) -> tuple[Avatar, ByteImage]:
     """An avatar with nothing but a portrait and the place of its crop, and that crop."""
-    crop, parsing = made_crop(64, pose())
+    crop, _ = made_crop(64, pose())
     placed = object.__new__(type(crop))
     for name, value in crop.__dict__.items():
         object.__setattr__(placed, name, value)

@@ -9,21 +9,29 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_scenes import face_model, made_frame, made_model, perturb, pose, seen_from, with_expression
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mggtalk.geometry.cameras import multiply_quaternions, quaternion_to_matrix
 from mggtalk.geometry.head_points import CHILD_STEPS
 from mggtalk.geometry.layers import take_apart
-from mggtalk.modules.deformation import Deformed, DeformationNetwork, skin
+from mggtalk.modules.deformation import DeformationNetwork, Deformed, skin
 from mggtalk.modules.gaussians import (
-    CORRECTIONS, OPAQUE, SPREAD, THICKNESS, Densifier, GaussianDecoder, base_gaussians, corrected, parameters,
+    CORRECTIONS,
+    OPAQUE,
+    SPREAD,
+    THICKNESS,
+    Densifier,
+    GaussianDecoder,
+    base_gaussians,
+    corrected,
+    parameters,
 )  # fmt: skip
 from mggtalk.modules.inpainter import Inpainter, classical_fill
 from mggtalk.modules.layers import UNet, ZeroConv, ZeroLinear, fourier, fourier_size
 from mggtalk.modules.refiner import GeometryRefiner
 from mggtalk.types import Frame, Gaussians, Pair, PointCloud
-from model_scenes import face_model, made_frame, made_model, perturb, pose, seen_from, with_expression
 
 seeds = st.integers(0, 10**6)
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_scenes import pose
 from torch import Tensor
 
 from mggtalk.geometry.cameras import project, transform_points
 from mggtalk.geometry.neck import FOLLOW, PIVOT, bend, torso_camera
 from mggtalk.types import Camera
-from model_scenes import pose
 
 seeds = st.integers(0, 10**6)
 double = torch.float64

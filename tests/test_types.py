@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_scenes import made_frame
 
 from mggtalk.types import Camera, Gaussians, Motion, Pair, Rendering, TensorRecord, cat, stack
-from model_scenes import made_frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,11 @@ def test_unequal_records_do_not_stack() -> None:
         lambda: Camera(intrinsics=torch.eye(3, dtype=torch.int64), head_to_camera=torch.eye(4)),
         lambda: Camera(torch.eye(3), torch.eye(4)),
         lambda: Motion(
-            expression=torch.zeros(3, 2), head_to_camera=torch.zeros(2, 4, 4), times=torch.zeros(3), found=torch.ones(3) > 0, focal=torch.ones(())
+            expression=torch.zeros(3, 2),
+            head_to_camera=torch.zeros(2, 4, 4),
+            times=torch.zeros(3),
+            found=torch.ones(3) > 0,
+            focal=torch.ones(()),
         ),
     ],
 )

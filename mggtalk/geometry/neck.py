@@ -9,7 +9,6 @@ from torch import Tensor
 from mggtalk.geometry.cameras import invert_rigid
 from mggtalk.types import Camera
 
-
 PIVOT = (0.0, -6.6, -1.7)
 """The point of the head (canonical, cm) that moves least when heads turn: least squares over the tracked clips of the face model."""
 FOLLOW = 0.8

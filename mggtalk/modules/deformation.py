@@ -12,7 +12,6 @@ from mggtalk.geometry.face_model import FaceModel
 from mggtalk.modules.layers import fourier, fourier_size, mlp
 from mggtalk.types import PointCloud
 
-
 STRETCH = 5.0
 """Largest change of a footprint in units of its size: in slivers of triangles the derivative says nothing of the surface."""
 

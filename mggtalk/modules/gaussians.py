@@ -6,6 +6,8 @@ from the matte. Letters: K children a parent; t0, t1 the tangents of a point (cm
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -140,12 +142,24 @@ class Densifier(nn.Module):
         normal = torch.linalg.cross(*normalize(tangents, dim=-1, eps=1e-8).unbind(-2))
         size = tangents.norm(dim=-1).mean(-1)[..., None, None]
         moved = torch.tanh(offset) * self.limit
-        means = parents.means[..., None, :] + self.steps.to(tangents) @ tangents + moved[..., :2] @ tangents
-        means = means + moved[..., 2:] * size * normal[..., None, :]
+        shift = moved[..., :2] @ tangents + moved[..., 2:] * size * normal[..., None, :]
+        children = self.split(parents, base, tangents, colour, opacity)
+        return corrected(replace(children, means=children.means + shift.flatten(-3, -2)), correction.flatten(-3, -2))
+
+    def split(
+        self,
+        parents: Gaussians,
+        base: Gaussians,
+        tangents: Float[Tensor, "b n 2 3"],
+        colour: Float[Tensor, "b n k 3"],
+        opacity: Float[Tensor, "b n k"],
+    ) -> Gaussians:
+        """The children before the network corrects them; arguments as :meth:`forward`."""
+        means = parents.means[..., None, :] + self.steps.to(tangents) @ tangents
         shift = torch.logit(parents.opacities, 1e-4) - torch.logit(base.opacities, 1e-4)
         opacity = opacity.clamp(max=OPAQUE)
         own = torch.where(opacity > 1e-4, torch.sigmoid(torch.logit(opacity, 1e-4) + shift[..., None]), opacity)
-        children = Gaussians(
+        return Gaussians(
             means=means.flatten(-3, -2),
             quaternions=self._each(parents.quaternions),
             scales=self._each(parents.scales * (0.5 * self.spread / SPREAD)),
@@ -153,7 +167,6 @@ class Densifier(nn.Module):
             features=(colour + (parents.features - base.features)[..., None, :]).flatten(-3, -2),
             mask=parents.mask.repeat_interleave(self.count, -1) & (opacity.flatten(-2) > 1 / 255),
         )
-        return corrected(children, correction.flatten(-3, -2))
 
     def _each(self, values: Tensor) -> Tensor:
         return values.repeat_interleave(self.count, -2)

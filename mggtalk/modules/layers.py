@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -84,9 +85,9 @@ class UNet(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.down = nn.ModuleList(Block(a, a) for a in widths[:-1])
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
         self.middle = Block(widths[-1], widths[-1])
-        self.up = nn.ModuleList(Block(b + a, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.up = nn.ModuleList(Block(b + a, a) for a, b in itertools.pairwise(widths))
 
     def forward(self, image: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
         """Features with ``widths[0]`` channels, of the image's size."""

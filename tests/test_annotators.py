@@ -1,0 +1,338 @@
+"""One contract for every annotator, and outside answers for each of those that ship."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from face_scenes import frontal_crop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets_toolkit import annotators as package
+from datasets_toolkit import face_regions as regions
+from datasets_toolkit.annotators import Annotator, DepthAnnotator, FaceCrop, NormalAnnotator, Parsing, ParsingAnnotator
+from datasets_toolkit.annotators.depth_normals import DepthNormals
+from datasets_toolkit.annotators.landmark_parsing import LandmarkParsing, connected, guided_filter, polygon
+from datasets_toolkit.annotators.mesh_depth import MeshDepth, rasterise_depth
+from datasets_toolkit.assets import ASSETS
+from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.portrait import Annotations, Annotators, crop_face
+from datasets_toolkit.schema import HEAD_REGIONS, ByteImage, Face, FloatArray, Region
+
+SIZE = 256
+
+
+def shipped(family: type[Annotator]) -> list[type[Annotator]]:
+    """Every class of the package that can be made of a family; a new file joins by being there."""
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+    found, left = [], [family]
+    while left:
+        kind = left.pop()
+        left += kind.__subclasses__()
+        if kind.__module__.startswith(package.__name__) and not inspect.isabstract(kind):
+            found.append(kind)
+    return sorted(found, key=lambda kind: kind.__name__)
+
+
+ALL = shipped(Annotator)
+
+
+@pytest.fixture(scope="module")
+def crop(astronaut: ByteImage, astronaut_face: Face) -> FaceCrop:
+    return crop_face(astronaut, astronaut_face, SIZE)
+
+
+@pytest.fixture(scope="module")
+def seen(crop: FaceCrop) -> Annotations:
+    """What the default annotators say of the astronaut."""
+    chosen = Annotators(parsing=LandmarkParsing(), depth=MeshDepth(), normals=DepthNormals())
+    found = chosen(crop)
+    chosen.close()
+    return found
+
+
+@pytest.fixture(scope="module", params=ALL, ids=lambda kind: kind.__name__)
+def annotator(request: pytest.FixtureRequest) -> Iterator[Annotator]:
+    with request.param() as made:
+        yield made
+
+
+def run(annotator: Annotator, crop: FaceCrop, seen: Annotations) -> list[np.ndarray]:
+    """The maps of one annotator; those of other families as the default annotators see them."""
+    if isinstance(annotator, ParsingAnnotator):
+        parsing = annotator(crop)
+        return [parsing.labels, parsing.matte]
+    if isinstance(annotator, DepthAnnotator):
+        return [annotator(crop, seen.parsing)]
+    assert isinstance(annotator, NormalAnnotator), "a family of annotators without a contract"
+    return [annotator(crop, seen.parsing, seen.depth)]
+
+
+def check_parsing(labels: np.ndarray, matte: np.ndarray, crop: FaceCrop, seen: Annotations) -> None:
+    assert (labels.shape, labels.dtype) == ((SIZE, SIZE), np.uint8)
+    assert (matte.shape, matte.dtype) == ((SIZE, SIZE), np.float32)
+    assert set(np.unique(labels).tolist()) <= {int(region) for region in Region}
+    assert matte.min() >= 0
+    assert matte.max() <= 1
+    assert (matte[labels != Region.BACKGROUND] >= 0.4).mean() > 0.999  # what has a name belongs to the person
+
+
+def check_depth(depth: np.ndarray, crop: FaceCrop, seen: Annotations) -> None:
+    assert (depth.shape, depth.dtype) == ((SIZE, SIZE), np.float32)
+    head = np.isin(seen.parsing.labels, HEAD_REGIONS)
+    assert (depth[~head] == 0).all()
+    assert (np.abs(depth[head] - crop.head_to_camera[2, 3]) < 25).all()
+
+
+def check_normals(normals: np.ndarray, crop: FaceCrop, seen: Annotations) -> None:
+    assert (normals.shape, normals.dtype) == ((SIZE, SIZE, 3), np.float32)
+    known = seen.depth > 0
+    assert (normals[~known] == 0).all()
+    np.testing.assert_allclose(np.linalg.norm(normals[known], axis=-1), 1, atol=1e-5)
+    y, x = np.mgrid[:SIZE, :SIZE] + 0.5
+    rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(crop.intrinsics).T
+    assert ((normals * rays).sum(-1)[known] < 0).all()
+
+
+CHECKS = {"parsing": check_parsing, "depth": check_depth, "normals": check_normals}
+
+
+def test_contract(annotator: Annotator, crop: FaceCrop, seen: Annotations) -> None:
+    maps = run(annotator, crop, seen)
+    CHECKS[annotator.family](*maps, crop, seen)  # type: ignore[operator]
+    for first, again in zip(maps, run(annotator, crop, seen), strict=True):
+        np.testing.assert_array_equal(first, again)
+
+
+def test_an_annotator_tells_what_it_is(annotator: Annotator) -> None:
+    assert type(annotator).family in CHECKS
+    assert isinstance(type(annotator).version, int)
+    assert type(annotator).version >= 1
+    told = annotator.provenance()
+    pinned = {asset.name: {"weights": asset.name, "sha256": asset.sha256, "licence": asset.licence} for asset in ASSETS}
+    assert told == pinned[told["weights"]] if told else "assets" not in inspect.signature(type(annotator)).parameters
+
+
+def test_every_family_has_an_annotator() -> None:
+    assert [len(shipped(family)) > 0 for family in (ParsingAnnotator, DepthAnnotator, NormalAnnotator)] == [True] * 3
+    assert {LandmarkParsing, MeshDepth, DepthNormals} <= set(ALL)
+
+
+def test_annotators_do_not_change_their_input(annotator: Annotator, crop: FaceCrop, seen: Annotations) -> None:
+    before = crop.image.copy(), crop.landmarks.copy(), seen.depth.copy(), seen.parsing.labels.copy()
+    run(annotator, crop, seen)
+    for array, copy in zip((crop.image, crop.landmarks, seen.depth, seen.parsing.labels), before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+# The parsing of a photograph
+
+
+def region_at(seen: Annotations, x: float, y: float) -> Region:
+    return Region(int(seen.parsing.labels[int(y), int(x)]))
+
+
+def test_the_astronaut_is_parsed_as_anyone_would(crop: FaceCrop, seen: Annotations) -> None:
+    points = crop.landmarks[:, :2]
+    assert region_at(seen, *points[1]) == Region.NOSE
+    assert region_at(seen, *points[151]) == Region.SKIN  # the forehead
+    assert region_at(seen, *points[regions.LEFT_IRIS[0]]) == Region.LEFT_EYE
+    assert region_at(seen, *points[regions.RIGHT_IRIS[0]]) == Region.RIGHT_EYE
+    assert points[regions.LEFT_IRIS[0], 0] > points[regions.RIGHT_IRIS[0], 0]
+    assert region_at(seen, *points[13:15].mean(0)) == Region.MOUTH  # she shows her teeth
+    top, height = points[regions.FOREHEAD], np.ptp(points[:, 1])
+    assert region_at(seen, top[0], top[1] - 0.2 * height) == Region.HAIR
+    assert region_at(seen, SIZE * 0.6, SIZE - 2) == Region.TORSO
+    for x, y in ((1, 1), (SIZE - 2, 1), (1, SIZE // 2), (SIZE - 2, SIZE // 2)):
+        assert region_at(seen, x, y) == Region.BACKGROUND
+        assert seen.parsing.matte[y, x] < 0.1
+
+
+@pytest.mark.parametrize("region", [Region.LEFT_EYE, Region.RIGHT_EYE, Region.NOSE, Region.UPPER_LIP, Region.LOWER_LIP, Region.MOUTH])
+def test_parts_have_the_area_of_their_polygons(crop: FaceCrop, seen: Annotations, region: Region) -> None:
+    rings = {
+        Region.LEFT_EYE: regions.LEFT_EYE,
+        Region.RIGHT_EYE: regions.RIGHT_EYE,
+        Region.NOSE: regions.NOSE,
+        Region.UPPER_LIP: regions.UPPER_LIP,
+        Region.LOWER_LIP: regions.LOWER_LIP,
+        Region.MOUTH: regions.MOUTH_INNER,
+    }
+    area = shoelace(crop.landmarks[list(rings[region]), :2])
+    assert (seen.parsing.labels == region).sum() == pytest.approx(area, rel=0.12)
+
+
+def shoelace(corners: FloatArray) -> float:
+    following = np.roll(corners, -1, 0)
+    return 0.5 * abs(float((corners[:, 0] * following[:, 1] - corners[:, 1] * following[:, 0]).sum()))
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(3, 40))
+def test_polygons_cover_the_area_of_the_shoelace_formula(seed: int, count: int) -> None:
+    generator = np.random.default_rng(seed)
+    turn, radius = np.sort(generator.uniform(0, 2 * np.pi, count)), generator.uniform(5, 40, (count, 1))
+    corners = generator.uniform(45, 55, 2) + radius * np.stack([np.cos(turn), np.sin(turn)], 1)
+    ring = tuple(range(count))
+    coverage = polygon(corners, ring, 100)
+    assert coverage.min() >= 0
+    assert coverage.max() <= 1
+    around = np.linalg.norm(corners - np.roll(corners, -1, 0), axis=1).sum()
+    assert abs(coverage.sum() - shoelace(corners)) < 0.02 * around + 0.02
+    np.testing.assert_allclose(polygon(corners, ring[::-1], 100), coverage, atol=1e-5)
+    whole = polygon(corners + 300, ring, 500)[300:400, 300:400]  # moved by whole pixels
+    np.testing.assert_allclose(whole, coverage, atol=1e-4)
+
+
+def test_polygons_know_parts_of_pixels_and_the_border() -> None:
+    box = np.array([[-7.0, 1.25], [2.5, 1.25], [2.5, 3.0], [-7.0, 3.0]])
+    expected = np.outer([0, 0.75, 1, 0], [1, 1, 0.5, 0])
+    np.testing.assert_allclose(polygon(box, (0, 1, 2, 3), 4), expected, atol=1e-6)
+    assert not polygon(box - 50, (0, 1, 2, 3), 4).any()
+    assert (polygon(100 * (box - [0, 2]) + [-150, 0], (0, 1, 2, 3), 4) == 1).all() == (polygon(100 * (box - [0, 2]), (0, 1, 2, 3), 4) == 1).all()
+
+
+def test_connected_keeps_the_parts_that_touch_the_seed() -> None:
+    picture = ["##..#", "#...#", "..#..", ".##.#"]
+    mask = np.array([[letter == "#" for letter in row] for row in picture])
+    seed = np.zeros_like(mask)
+    seed[0, 0] = seed[1, 1] = seed[3, 4] = True  # the middle one lies beside the mask
+    kept = ["##...", "#....", ".....", "....#"]
+    np.testing.assert_array_equal(connected(mask, seed), [[letter == "#" for letter in row] for row in kept])
+    assert not connected(mask, np.zeros_like(mask)).any()
+
+
+def slow_guided_filter(guide: FloatArray, image: FloatArray, radius: int, smoothness: float) -> FloatArray:
+    """The equations of the paper, window by window, on images mirrored at the border."""
+
+    def windows(values: FloatArray) -> FloatArray:
+        padded = np.pad(values, radius, mode="symmetric")
+        return np.lib.stride_tricks.sliding_window_view(padded, (2 * radius + 1, 2 * radius + 1))
+
+    a, b = np.zeros_like(guide), np.zeros_like(guide)
+    for y, x in np.ndindex(*guide.shape):
+        one, two = windows(guide)[y, x], windows(image)[y, x]
+        a[y, x] = ((one * two).mean() - one.mean() * two.mean()) / (one.var() + smoothness)
+        b[y, x] = two.mean() - a[y, x] * one.mean()
+    return windows(a).mean((2, 3)) * guide + windows(b).mean((2, 3))
+
+
+@pytest.mark.parametrize(("radius", "smoothness"), [(1, 1e-3), (3, 1e-2), (0, 1e-3)])
+def test_the_guided_filter_is_its_slow_twin(radius: int, smoothness: float) -> None:
+    generator = np.random.default_rng(radius)
+    guide, image = generator.uniform(size=(2, 17, 17)).astype(np.float32)
+    expected = slow_guided_filter(guide.astype(np.float64), image.astype(np.float64), radius, smoothness)
+    np.testing.assert_allclose(guided_filter(guide, image, radius, smoothness), expected, atol=2e-4)
+
+
+def test_the_guided_filter_keeps_the_guides_edges_and_smooths_the_rest() -> None:
+    step = np.tile((np.arange(40) >= 20).astype(np.float32), (40, 1))
+    noisy = step + np.random.default_rng(0).normal(0, 0.1, step.shape).astype(np.float32)
+    found = guided_filter(step, noisy, 5, 1e-4)
+    assert found[:, 20:].min() - found[:, :20].max() > 0.85  # the edge of the guide
+    assert np.abs(found - step).std() < 0.03
+    blurred = guided_filter(np.full_like(step, 0.5), step, 5, 1e-4)  # a guide without the edge does not hold it
+    assert np.abs(np.diff(blurred, axis=1)).max() < 0.2
+
+
+# Depth and normals of known surfaces
+
+
+def everywhere(region: Region, size: int) -> Parsing:
+    return Parsing(labels=np.full((size, size), region, np.uint8), matte=np.ones((size, size), np.float32))
+
+
+def ellipsoid_heights() -> FloatArray:
+    """Heights (canonical z) at which the mean face's vertices lie on an ellipsoid that holds them all."""
+    x, y = canonical_face().vertices[:, 0], canonical_face().vertices[:, 1]
+    return np.asarray(10 * np.sqrt(1 - (x / 10) ** 2 - (y / 12) ** 2))
+
+
+def test_a_plane_has_its_closed_form_depth() -> None:
+    x, y = canonical_face().vertices[:, 0], canonical_face().vertices[:, 1]
+    crop = frontal_crop(4 + 0.3 * x - 0.2 * y, 128)
+    depth = MeshDepth()(crop, everywhere(Region.SKIN, 128))
+    v, u = (np.mgrid[:128, :128] + 0.5 - 64) * 24 / 128 / 110  # rays (u, v, 1); canonical z = 110 - depth, x = u depth, y = -v depth
+    expected = 106 / (1 + 0.3 * u + 0.2 * v)
+    inside = rasterise_depth(crop, 128) > 0
+    assert inside.sum() > 3000
+    np.testing.assert_allclose(depth[inside], expected[inside], atol=0.01)
+
+
+def test_an_ellipsoid_has_its_closed_form_depth_and_normals() -> None:
+    crop = frontal_crop(ellipsoid_heights(), 128)
+    parsing = everywhere(Region.SKIN, 128)
+    depth = MeshDepth()(crop, parsing)
+    v, u = (np.mgrid[:128, :128] + 0.5 - 64) * 24 / 128 / 110
+    a = (u / 10) ** 2 + (v / 12) ** 2 + 0.01  # |(u Z / 10, v Z / 12, (110 - Z) / 10)| = 1
+    expected = (1.1 - np.sqrt((1.1**2 - 120 * a).clip(0))) / a
+    inside = cv2.erode((rasterise_depth(crop, 128) > 0).astype(np.uint8), np.ones((5, 5))) > 0
+    assert inside.sum() > 2500
+    np.testing.assert_allclose(depth[inside], expected[inside], atol=0.15)  # the mesh's facets lie below the surface they span
+    normals = DepthNormals()(crop, parsing, np.where(a < 0.01, 0, expected).astype(np.float32))
+    outward = np.stack([u * expected / 100, v * expected / 144, (expected - 110) / 100], -1)
+    outward /= np.linalg.norm(outward, axis=-1, keepdims=True)
+    middle = (slice(32, 96), slice(32, 96))
+    np.testing.assert_allclose(normals[middle], outward[middle], atol=0.02)
+
+
+def test_the_face_continues_into_the_head_without_a_step() -> None:
+    crop = frontal_crop(ellipsoid_heights(), 128)
+    depth = MeshDepth()(crop, everywhere(Region.HAIR, 128))
+    mesh = rasterise_depth(crop, 128) > 0
+    assert (depth > 0).all()
+    for axis in (0, 1):
+        rim = np.diff(mesh.astype(int), axis=axis) != 0
+        assert rim.sum() > 100
+        assert np.abs(np.diff(depth, axis=axis))[rim].max() < 1
+        assert np.abs(np.diff(depth, axis=axis))[~rim].max() < 2
+
+
+def test_far_from_the_face_the_depth_is_that_of_a_head() -> None:
+    crop = frontal_crop(canonical_face().vertices[:, 2], 128)
+    depth = MeshDepth()(crop, everywhere(Region.HAIR, 128))
+    assert 98 < depth[20, 64] < 112  # the crown lies behind the forehead and before the back of the head
+    assert depth[12, 64] > depth[40, 64]
+    assert depth[64, 4] > depth[64, 40]
+    np.testing.assert_allclose(depth, depth[:, ::-1], atol=0.25)  # a symmetric face on a symmetric head
+
+
+def test_depth_is_given_where_the_parsing_shows_a_head_and_nowhere_else() -> None:
+    crop = frontal_crop(canonical_face().vertices[:, 2], 64)
+    for region in Region:
+        assert (MeshDepth()(crop, everywhere(region, 64)) > 0).all() == (region in HEAD_REGIONS)
+        assert (MeshDepth()(crop, everywhere(region, 64)) == 0).all() == (region not in HEAD_REGIONS)
+
+
+def test_the_nearest_surface_hides_what_lies_behind() -> None:
+    crop = frontal_crop(canonical_face().vertices[:, 2], 96)
+    shown = rasterise_depth(crop, 96)
+    assert shown[shown > 0].min() == pytest.approx(110 - canonical_face().vertices[:, 2].max(), abs=0.3)
+    tip = np.unravel_index(np.where(shown > 0, shown, np.inf).argmin(), shown.shape)
+    np.testing.assert_allclose(np.array(tip[::-1]) + 0.5, crop.landmarks[[1, 4], :2].mean(0), atol=3)
+
+
+def test_a_plane_of_depth_has_one_normal() -> None:
+    crop = frontal_crop(canonical_face().vertices[:, 2], 64)
+    v, u = (np.mgrid[:64, :64] + 0.5 - 32) * 24 / 64 / 110
+    depth = (100 / (1 - 0.4 * u + 0.3 * v)).astype(np.float32)  # 1 - 0.4 x + 0.3 y ... of the plane Z - 0.4 X + 0.3 Y = 100
+    depth[:10] = 0
+    normals = DepthNormals(smoothing=0)(crop, everywhere(Region.SKIN, 64), depth)
+    expected = np.array([0.4, -0.3, -1]) / np.sqrt(1.25)
+    np.testing.assert_allclose(normals[12:], np.broadcast_to(expected, (52, 64, 3)), atol=2e-3)
+    assert (normals[:10] == 0).all()
+
+
+def test_the_segmenter_can_be_looked_up_elsewhere(tmp_path: Path) -> None:
+    from datasets_toolkit.errors import AssetError
+
+    with pytest.raises(AssetError, match="does not exist"):
+        LandmarkParsing(tmp_path / "nowhere")
