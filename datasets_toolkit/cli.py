@@ -73,6 +73,8 @@ def _check_inspect(parsed: argparse.Namespace) -> None:
     """Refuse what would fail only after the work is done, or would overwrite the source."""
     if parsed.output.suffix.lower() != ".png":
         raise MediaError(f"{parsed.output}: the picture is a PNG; choose a name that ends in .png")
+    if parsed.output.is_dir():
+        raise MediaError(f"{parsed.output}: is a folder; give the name of a picture in it")
     if not parsed.output.parent.is_dir():
         raise MediaError(f"{parsed.output}: the folder {parsed.output.parent} does not exist; create it first")
     if parsed.output.exists() and parsed.source.exists() and parsed.output.samefile(parsed.source):

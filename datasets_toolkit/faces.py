@@ -6,6 +6,7 @@ Each frame is tracked on a square crop around the previous frame's face: landmar
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -124,6 +125,7 @@ class FaceTracker:
         with quiet_stderr():
             self._landmarker = vision.FaceLandmarker.create_from_options(landmarker)
             self._detector = vision.FaceDetector.create_from_options(detector)
+        self._release = weakref.finalize(self, _close_all, self._landmarker, self._detector)
 
     def __enter__(self) -> FaceTracker:
         return self
@@ -132,9 +134,8 @@ class FaceTracker:
         self.close()
 
     def close(self) -> None:
-        """Release the native models."""
-        self._landmarker.close()
-        self._detector.close()
+        """Release the native models; the end of the process does so too, for a model that is left open can keep it from ending."""
+        self._release()
 
     def faces(self, image: ByteImage, smallest: float = MIN_FACE) -> list[Face]:
         """The faces of an image (h w 3, RGB), largest first.
@@ -186,6 +187,11 @@ class FaceTracker:
         points = np.array([[p.x, p.y, p.z] for p in result.face_landmarks[0]], np.float64)[:LANDMARKS] * box[2]
         scores = np.array([category.score for category in result.face_blendshapes[0]], np.float64)
         return Face(landmarks=points + np.array([box[0], box[1], 0]), blendshapes=scores)
+
+
+def _close_all(*models: Any) -> None:
+    for model in models:
+        model.close()
 
 
 def _media_image(image: ByteImage) -> Any:

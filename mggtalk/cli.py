@@ -73,8 +73,18 @@ def _add_animate(parser: argparse.ArgumentParser) -> None:
     view.add_argument("--full-frame", dest="full_frame", action="store_true", default=False, help="write the whole portrait")
     parser.add_argument("--face", type=int, default=0, help="which face of the portrait, 0 the largest (default %(default)s)")
     parser.add_argument("--driving-face", type=int, default=0, help="which face of the driving video (default %(default)s)")
-    parser.add_argument("--pose", choices=("relative", "absolute", "still"), default="relative", help="head pose: changes since the driver's first frame, the driver's own, or none (default %(default)s)")  # fmt: skip # noqa: E501
-    parser.add_argument("--expression", choices=("absolute", "relative"), default="absolute", help="expression: the driver's own, or its changes since the first frame (default %(default)s)")  # fmt: skip # noqa: E501
+    parser.add_argument(
+        "--pose",
+        choices=("relative", "absolute", "still"),
+        default="relative",
+        help="head pose: changes since the driver's first frame, the driver's own, or none (default %(default)s)",
+    )
+    parser.add_argument(
+        "--expression",
+        choices=("absolute", "relative"),
+        default="absolute",
+        help="expression: the driver's own, or its changes since the first frame (default %(default)s)",
+    )
     parser.add_argument("--pose-scale", type=float, default=1.0, help="0 still, 1 as the driver, more exaggerates")
     parser.add_argument("--expression-scale", type=float, default=1.0, help="0 none, 1 as the driver, more exaggerates")
     parser.add_argument("--no-audio", dest="audio", action="store_false", help="leave the driver's sound out")
@@ -202,7 +212,10 @@ def _write(
     height, width = avatar.image.shape[:2] if parsed.full_frame else (parsed.size, parsed.size)
     tags = {"comment": f"synthetic: made by MGGTalk {__version__} from a portrait and a motion"}
     shown, sheet, busy = set(spread(len(motion.times), 8)), [avatar.crop.image], 0.0
-    with VideoWriter(parsed.output, fps, (width, height), audio_from=sound, metadata=tags) as video, _bar("animating", len(motion.times)) as bar:
+    with (
+        VideoWriter(parsed.output, fps, (width, height), audio_from=sound, metadata=tags) as video,
+        _bar("animating", len(motion.times)) as bar,
+    ):
         frames = head.animate(avatar, motion, control)
         for row, moment in enumerate(motion.times.tolist()):
             start = time.perf_counter()

@@ -2,8 +2,8 @@
 
     python -m mggtalk.demo --output outputs/demo
 
-The source is scikit-image's ``astronaut`` (Eileen Collins, NASA, public domain). Tracking is timed on the finished video: it is tracked again,
-which also tells how closely it follows the motion that it was made with.
+The source is scikit-image's ``astronaut`` (Eileen Collins, NASA, public domain). Tracking is timed on the finished video, which is tracked
+again for that.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -37,7 +38,7 @@ def shipped(family: type[Annotator]) -> list[type[Annotator]]:
     while left:
         kind = left.pop()
         left += kind.__subclasses__()
-        if kind.__module__.startswith(package.__name__) and not inspect.isabstract(kind):
+        if kind.__module__.startswith(package.__name__) and hasattr(kind, "family") and not inspect.isabstract(kind):
             found.append(kind)
     return sorted(found, key=lambda kind: kind.__name__)
 
@@ -53,10 +54,8 @@ def crop(astronaut: ByteImage, astronaut_face: Face) -> FaceCrop:
 @pytest.fixture(scope="module")
 def seen(crop: FaceCrop) -> Annotations:
     """What the default annotators say of the astronaut."""
-    chosen = Annotators(parsing=LandmarkParsing(), depth=MeshDepth(), normals=DepthNormals())
-    found = chosen(crop)
-    chosen.close()
-    return found
+    with closing(Annotators(parsing=LandmarkParsing(), depth=MeshDepth(), normals=DepthNormals())) as chosen:
+        return chosen(crop)
 
 
 @pytest.fixture(scope="module", params=ALL, ids=lambda kind: kind.__name__)
@@ -77,8 +76,9 @@ def run(annotator: Annotator, crop: FaceCrop, seen: Annotations) -> list[np.ndar
 
 
 def check_parsing(labels: np.ndarray, matte: np.ndarray, crop: FaceCrop, seen: Annotations) -> None:
-    assert (labels.shape, labels.dtype) == ((SIZE, SIZE), np.uint8)
-    assert (matte.shape, matte.dtype) == ((SIZE, SIZE), np.float32)
+    assert labels.shape == matte.shape == (SIZE, SIZE)
+    assert labels.dtype == np.uint8
+    assert matte.dtype == np.float32
     assert set(np.unique(labels).tolist()) <= {int(region) for region in Region}
     assert matte.min() >= 0
     assert matte.max() <= 1
@@ -86,14 +86,16 @@ def check_parsing(labels: np.ndarray, matte: np.ndarray, crop: FaceCrop, seen: A
 
 
 def check_depth(depth: np.ndarray, crop: FaceCrop, seen: Annotations) -> None:
-    assert (depth.shape, depth.dtype) == ((SIZE, SIZE), np.float32)
+    assert depth.shape == (SIZE, SIZE)
+    assert depth.dtype == np.float32
     head = np.isin(seen.parsing.labels, HEAD_REGIONS)
     assert (depth[~head] == 0).all()
     assert (np.abs(depth[head] - crop.head_to_camera[2, 3]) < 25).all()
 
 
 def check_normals(normals: np.ndarray, crop: FaceCrop, seen: Annotations) -> None:
-    assert (normals.shape, normals.dtype) == ((SIZE, SIZE, 3), np.float32)
+    assert normals.shape == (SIZE, SIZE, 3)
+    assert normals.dtype == np.float32
     known = seen.depth > 0
     assert (normals[~known] == 0).all()
     np.testing.assert_allclose(np.linalg.norm(normals[known], axis=-1), 1, atol=1e-5)
@@ -156,17 +158,19 @@ def test_the_astronaut_is_parsed_as_anyone_would(crop: FaceCrop, seen: Annotatio
         assert seen.parsing.matte[y, x] < 0.1
 
 
-@pytest.mark.parametrize("region", [Region.LEFT_EYE, Region.RIGHT_EYE, Region.NOSE, Region.UPPER_LIP, Region.LOWER_LIP, Region.MOUTH])
+PARTS = {
+    Region.LEFT_EYE: regions.LEFT_EYE,
+    Region.RIGHT_EYE: regions.RIGHT_EYE,
+    Region.NOSE: regions.NOSE,
+    Region.UPPER_LIP: regions.UPPER_LIP,
+    Region.LOWER_LIP: regions.LOWER_LIP,
+    Region.MOUTH: regions.MOUTH_INNER,
+}
+
+
+@pytest.mark.parametrize("region", PARTS, ids=lambda region: region.name)
 def test_parts_have_the_area_of_their_polygons(crop: FaceCrop, seen: Annotations, region: Region) -> None:
-    rings = {
-        Region.LEFT_EYE: regions.LEFT_EYE,
-        Region.RIGHT_EYE: regions.RIGHT_EYE,
-        Region.NOSE: regions.NOSE,
-        Region.UPPER_LIP: regions.UPPER_LIP,
-        Region.LOWER_LIP: regions.LOWER_LIP,
-        Region.MOUTH: regions.MOUTH_INNER,
-    }
-    area = shoelace(crop.landmarks[list(rings[region]), :2])
+    area = shoelace(crop.landmarks[list(PARTS[region]), :2])
     assert (seen.parsing.labels == region).sum() == pytest.approx(area, rel=0.12)
 
 
@@ -179,7 +183,7 @@ def shoelace(corners: FloatArray) -> float:
 @given(seed=st.integers(0, 10**6), count=st.integers(3, 40))
 def test_polygons_cover_the_area_of_the_shoelace_formula(seed: int, count: int) -> None:
     generator = np.random.default_rng(seed)
-    turn, radius = np.sort(generator.uniform(0, 2 * np.pi, count)), generator.uniform(5, 40, (count, 1))
+    turn, radius = 2 * np.pi / count * (np.arange(count) + generator.uniform(0.3, 0.7, count)), generator.uniform(5, 40, (count, 1))
     corners = generator.uniform(45, 55, 2) + radius * np.stack([np.cos(turn), np.sin(turn)], 1)
     ring = tuple(range(count))
     coverage = polygon(corners, ring, 100)
@@ -197,7 +201,7 @@ def test_polygons_know_parts_of_pixels_and_the_border() -> None:
     expected = np.outer([0, 0.75, 1, 0], [1, 1, 0.5, 0])
     np.testing.assert_allclose(polygon(box, (0, 1, 2, 3), 4), expected, atol=1e-6)
     assert not polygon(box - 50, (0, 1, 2, 3), 4).any()
-    assert (polygon(100 * (box - [0, 2]) + [-150, 0], (0, 1, 2, 3), 4) == 1).all() == (polygon(100 * (box - [0, 2]), (0, 1, 2, 3), 4) == 1).all()
+    np.testing.assert_allclose(polygon(100 * (box - [0, 2]), (0, 1, 2, 3), 4), 1)
 
 
 def test_connected_keeps_the_parts_that_touch_the_seed() -> None:
@@ -325,7 +329,7 @@ def test_a_plane_of_depth_has_one_normal() -> None:
     v, u = (np.mgrid[:64, :64] + 0.5 - 32) * 24 / 64 / 110
     depth = (100 / (1 - 0.4 * u + 0.3 * v)).astype(np.float32)  # 1 - 0.4 x + 0.3 y ... of the plane Z - 0.4 X + 0.3 Y = 100
     depth[:10] = 0
-    normals = DepthNormals(smoothing=0)(crop, everywhere(Region.SKIN, 64), depth)
+    normals = DepthNormals(smoothing=0.0)(crop, everywhere(Region.SKIN, 64), depth)
     expected = np.array([0.4, -0.3, -1]) / np.sqrt(1.25)
     np.testing.assert_allclose(normals[12:], np.broadcast_to(expected, (52, 64, 3)), atol=2e-3)
     assert (normals[:10] == 0).all()

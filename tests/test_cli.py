@@ -56,9 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(coffee()).save(folder / "coffee.png")
     motion, _ = load_motion(MOTION)
     rows = slice(38, 38 + FRAMES)
-    short = replace(
-        motion, expression=motion.expression[rows], head_to_camera=motion.head_to_camera[rows], times=motion.times[rows], found=motion.found[rows]
-    )
+    rows_of = {name: getattr(motion, name)[rows] for name in ("expression", "head_to_camera", "times", "found")}
+    short = replace(motion, **rows_of)
     save_motion(folder / "motion.safetensors", short, fps=Fraction(25), source="test")
     write_sound(folder / "tone.wav")
     with VideoWriter(folder / "driver.mp4", Fraction(30000, 1001), (512, 512), audio_from=folder / "tone.wav") as video:
@@ -82,7 +81,9 @@ def write_sound(path: Path) -> None:
 def test_a_portrait_follows_a_driving_video(folder: Path, tmp_path: Path) -> None:
     """Frame rate, length and sound are the driver's; the frame without a face is told and filled; the video says that it is synthetic."""
     output, sheet = tmp_path / "out.mp4", tmp_path / "sheet.png"
-    result = mggtalk("animate", "--source", folder / "portrait.png", "--driving", folder / "driver.mp4", "--output", output, "--sheet", sheet)
+    result = mggtalk(
+        "animate", "--source", folder / "portrait.png", "--driving", folder / "driver.mp4", "--output", output, "--sheet", sheet
+    )
     assert result.returncode == 0, result.stderr
     info = probe(output)
     assert (info.width, info.height, info.fps, info.has_audio) == (256, 256, Fraction(30000, 1001), True)

@@ -35,7 +35,9 @@ def test_depth_has_the_sign_and_scale_of_a_face(astronaut_face: Face) -> None:
     assert left[0] > right[0]  # the person's left is on the image's right
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1, (37.0, -20.0)), (1, (-80.4, 100.7)), (0.7, (11.0, 5.0)), (0.5, (60.0, 90.0)), (1.5, (-90.0, -40.0))])
+@pytest.mark.parametrize(
+    ("scale", "shift"), [(1, (37.0, -20.0)), (1, (-80.4, 100.7)), (0.7, (11.0, 5.0)), (0.5, (60.0, 90.0)), (1.5, (-90.0, -40.0))]
+)
 def test_landmarks_follow_the_image(
     tracker: FaceTracker, astronaut: ByteImage, astronaut_face: Face, scale: float, shift: tuple[float, float]
 ) -> None:
@@ -123,7 +125,9 @@ def taps(length: int, start: float, side: float, size: int, cubic: bool) -> Floa
     return weights
 
 
-@pytest.mark.parametrize("box", [(100.0, 20.5, 64.0), (90.3, 40.7, 250.0), (-40.2, -10.0, 200.0), (380.0, 400.0, 180.4), (-50.0, -60.0, 700.0)])
+@pytest.mark.parametrize(
+    "box", [(100.0, 20.5, 64.0), (90.3, 40.7, 250.0), (-40.2, -10.0, 200.0), (380.0, 400.0, 180.4), (-50.0, -60.0, 700.0)]
+)
 def test_crops_are_those_of_a_slow_twin(astronaut: ByteImage, box: tuple[float, float, float]) -> None:
     shrink = box[2] / 96
     source = astronaut.astype(np.float64)
@@ -140,7 +144,8 @@ def test_crops_are_those_of_a_slow_twin(astronaut: ByteImage, box: tuple[float, 
 def test_crop_coordinates_go_there_and_back(x: float, y: float, side: float, size: int) -> None:
     matrix = source_to_crop(np.array([x, y, side]), size)
     corners = np.array([[x, y, 1], [x + side, y + side, 1], [x + side / 2, y, 1]])
-    np.testing.assert_allclose(corners @ matrix.T, [[0, 0, 1], [size, size, 1], [size / 2, 0, 1]], atol=1e-9 * size + 1e-9)
+    expected = np.array([[0, 0, 1], [size, size, 1], [size / 2, 0, 1]])
+    np.testing.assert_allclose(corners @ matrix.T, expected, atol=1e-9 * size + 1e-9)
     np.testing.assert_allclose(corners @ matrix.T @ np.linalg.inv(matrix).T, corners, atol=1e-9)
 
 

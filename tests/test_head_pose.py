@@ -95,13 +95,13 @@ def test_similarity_is_the_least_squares_answer(seed: int, count: int) -> None:
 @given(yaw=angles, pitch=angles, roll=angles)
 def test_euler_angles_are_those_of_scipy(yaw: float, pitch: float, roll: float) -> None:
     found = euler_degrees(np.stack([pose(turned(yaw, pitch, roll), np.zeros(3)), pose(FRONTAL, np.zeros(3))]))
-    np.testing.assert_allclose(found, [[yaw, pitch, roll], [0, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(found, np.array([[yaw, pitch, roll], [0, 0, 0]]), atol=1e-6)
 
 
 @pytest.mark.parametrize(("angle", "point", "axis", "sign"), [(0, (0, 0, 1), 0, 1), (1, (0, 0, 1), 1, -1), (2, (0, 1, 0), 0, 1)])
 def test_euler_signs_in_the_image(angle: int, point: tuple[int, int, int], axis: int, sign: int) -> None:
     """Positive yaw moves the nose right, positive pitch moves it up, positive roll moves the top of the head right."""
-    turn = turned(*(30.0 if index == angle else 0.0 for index in range(3)))  # type: ignore[arg-type]
+    turn = turned(*(30.0 if index == angle else 0.0 for index in range(3)))
     assert (turn @ np.array(point))[axis] == pytest.approx(0.5 * sign)
     assert euler_degrees(pose(turn, np.zeros(3)))[angle] == pytest.approx(30)
 

@@ -137,9 +137,9 @@ def test_a_turned_head_shows_what_the_true_one_would() -> None:
     target = seen_from(source, pose(15))
     turned = render(source, target)
     nose = source.mesh[:, 1]
-    place = (target.camera.intrinsics[0] @ (target.camera.head_to_camera[0, :3, :3] @ nose[0] + target.camera.head_to_camera[0, :3, 3]))
+    place = target.camera.intrinsics[0] @ (target.camera.head_to_camera[0, :3, :3] @ nose[0] + target.camera.head_to_camera[0, :3, 3])
     column, row = (place[:2] / place[2]).floor().long().tolist()
-    before = (source.camera.intrinsics[0] @ (source.camera.head_to_camera[0, :3, :3] @ nose[0] + source.camera.head_to_camera[0, :3, 3]))
+    before = source.camera.intrinsics[0] @ (source.camera.head_to_camera[0, :3, :3] @ nose[0] + source.camera.head_to_camera[0, :3, 3])
     old_column, old_row = (before[:2] / before[2]).floor().long().tolist()
     assert column > old_column + 3
     torch.testing.assert_close(turned.image[0, :, row, column], source.image[0, :, old_row, old_column], rtol=0, atol=0.08)

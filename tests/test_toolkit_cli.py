@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -56,7 +56,7 @@ def test_inspect_draws_six_panels(portrait: Path, tmp_path: Path, astronaut: Byt
         ("missing.png", "out.png", (), "missing.png: no such image file"),
         ("missing.mp4", "out.png", (), "missing.mp4: no such video file"),
         ("notes.png", "out.png", (), "notes.png: not an image that can be read"),
-        ("notes.txt", "out.png", (), "notes.txt: "),
+        ("notes.txt", "out.png", (), "notes.txt"),
         ("plain.png", "out.png", (), "plain.png: no face found"),
         ("portrait.png", "nowhere/out.png", (), "nowhere does not exist; create it first"),
         ("portrait.png", "out.jpg", (), "out.jpg: the picture is a PNG"),
@@ -113,11 +113,11 @@ def test_bad_input_in_a_process_of_its_own(tmp_path: Path, content: bytes | None
 def test_inspect_shows_frames_of_a_video(tmp_path: Path, astronaut: ByteImage) -> None:
     from datasets_toolkit.video import VideoWriter
 
-    with VideoWriter(tmp_path / "talk.mp4", 25, (512, 512)) as video:
+    with VideoWriter(tmp_path / "talk.mp4", Fraction(25), (512, 512)) as video:
         for step in range(5):
             video.write(np.roll(astronaut, 4 * step, 1))
-    done = cli.main(["inspect", str(tmp_path / "talk.mp4"), "-o", str(tmp_path / "out.png"), "--frames", "3", "--size", "64"])
-    assert done == 0
+    arguments = ["inspect", str(tmp_path / "talk.mp4"), "-o", str(tmp_path / "out.png"), "--frames", "3", "--size", "64"]
+    assert cli.main(arguments) == 0
     assert read_image(tmp_path / "out.png").shape == (3 * 256, 6 * 256, 3)
 
 
@@ -131,9 +131,7 @@ def test_assets_lists_every_model_file(tmp_path: Path) -> None:
         assert asset.licence in second
 
 
-def test_assets_tells_ready_missing_and_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_assets_tells_ready_missing_and_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from datasets_toolkit.assets import locate
 
     good, wrong, missing = ASSETS
@@ -194,7 +192,9 @@ def test_a_contact_sheet_is_rows_on_white() -> None:
     assert (sheet[10:, 10:] == 255).all()
 
 
-@pytest.mark.parametrize(("count", "shown", "expected"), [(1, 6, [0]), (3, 6, [0, 1, 2]), (9, 3, [0, 4, 8]), (100, 2, [0, 99]), (5, 1, [0])])
+@pytest.mark.parametrize(
+    ("count", "shown", "expected"), [(1, 6, [0]), (3, 6, [0, 1, 2]), (9, 3, [0, 4, 8]), (100, 2, [0, 99]), (5, 1, [0])]
+)
 def test_spread(count: int, shown: int, expected: list[int]) -> None:
     assert spread(count, shown) == expected
 
@@ -214,7 +214,8 @@ mode = sys.argv[1]
 try:
     with quiet_stderr():
         os.write(2, b"native note\\n")
-        print("python note", file=sys.stderr)
+        if sys.stderr:
+            print("python note", file=sys.stderr)
         if mode == "fail":
             raise RuntimeError("broken")
 except RuntimeError:
@@ -234,5 +235,7 @@ def test_native_notes_are_shown_only_after_a_failure(mode: str, expected: str) -
 @pytest.mark.skipif(sys.platform == "win32", reason="closing a standard stream is written in the language of a POSIX shell")
 def test_a_process_without_stderr_has_nothing_to_hold_back() -> None:
     script = NOTES.replace('os.write(2, b"native note\\n")', "pass")
-    done = subprocess.run(["sh", "-c", '"$0" -c "$1" pass 2>&-', sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1" pass 2>&-', sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout) == (0, "done\n")

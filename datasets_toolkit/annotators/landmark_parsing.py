@@ -7,6 +7,7 @@ pixel lies relative to the head, and by filtering the class scores along image e
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import cv2
@@ -57,6 +58,7 @@ class LandmarkParsing(ParsingAnnotator):
         )
         with quiet_stderr():
             self._segmenter = vision.ImageSegmenter.create_from_options(options)
+        self._release = weakref.finalize(self, self._segmenter.close)
 
     def provenance(self) -> dict[str, str]:
         """The segmentation model's hash and licence."""
@@ -64,8 +66,8 @@ class LandmarkParsing(ParsingAnnotator):
         return {"weights": asset.name, "sha256": asset.sha256, "licence": asset.licence}
 
     def close(self) -> None:
-        """Release the segmentation model."""
-        self._segmenter.close()
+        """Release the segmentation model; the end of the process does so too, for a model that is left open can keep it from ending."""
+        self._release()
 
     def __call__(self, crop: FaceCrop) -> Parsing:
         """Labels and matte of a crop."""

@@ -146,7 +146,7 @@ def _continued(mesh: Map, prior: FloatArray, crop: FaceCrop) -> FloatArray:
     covered = cv2.resize((mesh > 0).astype(np.float32), small, interpolation=cv2.INTER_AREA)
     difference = cv2.resize(np.where(mesh > 0, mesh - prior, 0).astype(np.float32), small, interpolation=cv2.INTER_AREA)
     known = covered > 0.5
-    value = np.where(known, difference / covered.clip(1e-6), 0)
+    value = np.where(known, difference / covered.clip(1e-6), 0).astype(np.float64)
     step = crop.head_to_camera[2, 3] / crop.intrinsics[0, 0] * size / SOLVE_SIZE
     return np.asarray(cv2.resize(_screened_poisson(value, known, (step / REACH) ** 2), (size, size), interpolation=cv2.INTER_CUBIC))
 
@@ -162,7 +162,7 @@ def _screened_poisson(value: FloatArray, known: MASK, screen: float) -> FloatArr
     links = links + links.T
     system = csc_matrix(diags(np.asarray(links.sum(1)).ravel() + screen) - links)
     free, fixed = np.flatnonzero(~known.ravel()), np.flatnonzero(known.ravel())
-    solution = value.ravel().astype(np.float64).copy()
+    solution = value.ravel().copy()
     if len(free) and len(fixed):
         solution[free] = spsolve(system[free][:, free], -system[free][:, fixed] @ solution[fixed])
     return solution.reshape(value.shape)

@@ -96,9 +96,7 @@ def _candidates(frame: Frame, layers: Layers) -> _Grid:
     every = pixel_centres(height, width, device=near.device, dtype=near.dtype)
     pixels = torch.cat([2 * every[: height // 2, : width // 2].reshape(-1, 2), every.reshape(-1, 2)])
     steps = torch.cat([every.new_full((coarse_mask.shape[1],), 2), every.new_full((fine_mask.shape[1],), 1)])
-    return _Grid(
-        pixels=pixels.expand(batch, -1, -1), steps=steps.expand(batch, -1), mask=torch.cat([coarse_mask, fine_mask], 1)
-    )
+    return _Grid(pixels=pixels.expand(batch, -1, -1), steps=steps.expand(batch, -1), mask=torch.cat([coarse_mask, fine_mask], 1))
 
 
 def _compact(grid: _Grid, capacity: int | None) -> _Grid:

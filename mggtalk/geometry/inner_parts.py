@@ -79,7 +79,7 @@ def _mouth(frame: Frame) -> list[_Patch]:
     dark, flesh = light * light.new_tensor([0.22, 0.14, 0.14]), light * light.new_tensor([0.62, 0.42, 0.42])
     tongue = (torch.exp(-((u / 0.6) ** 2)) * ((v + 0.1) / 0.7).clamp(0, 1) * 0.8)[None, ..., None]
     white = 0.55 * light + 0.3 * grey  # in the shade of the lips
-    gaps = 1 - 0.10 * torch.exp(-(((u * 3.5 + 0.5) % 1 - 0.5) / 0.09) ** 2)
+    gaps = 1 - 0.10 * torch.exp(-((((u * 3.5 + 0.5) % 1 - 0.5) / 0.09) ** 2))
     shade = ((1 - 0.55 * u.abs() ** 2) * gaps)[None, ..., None]
     solid = torch.ones_like(u)[None]
     tooth = (1 - u.abs() ** 6)[None].clamp(0, 1)

@@ -43,7 +43,7 @@ def take_apart(frame: Frame, chin: Float[Tensor, " b"]) -> Layers:
     share = push_pull(is_head, person)  # who the soft edge of the person belongs to
     head = frame.matte * (share > 0.5)
     solid = is_head * (frame.matte > SOLID)
-    hidden = (dilate(head, 2) > TRACE).to(head)
+    hidden = (dilate(head, 1) > TRACE).to(head)
     background = 1 - (dilate(frame.matte, 3) > TRACE).to(head)
     torso = is_torso * (frame.matte > SOLID) * (1 - dilate(is_head, 3))
     return Layers(

@@ -88,9 +88,7 @@ class GaussianDecoder(nn.Module):
         self.octaves = octaves
         self.body = mlp(channels + extra + fourier_size(octaves), width, CORRECTIONS)
 
-    def forward(
-        self, base: Gaussians, features: Float[Tensor, "b n c"], counterpart: Float[Tensor, "b n x"] | None = None
-    ) -> Gaussians:
+    def forward(self, base: Gaussians, features: Float[Tensor, "b n c"], counterpart: Float[Tensor, "b n x"] | None = None) -> Gaussians:
         """The Gaussians of the points of ``base``."""
         inputs = [features, fourier(base.means, self.octaves)]
         return corrected(base, self.body(torch.cat(inputs if counterpart is None else [*inputs, counterpart], -1)))

@@ -199,6 +199,13 @@ def close_tile(plan: Plan, images: Images, left: int, top: int, origin: float, w
             write_block(plan, images.image, channel * pixels, x, y, colour, work, spare)
 
 
+@compiled(inline=True)
+def fetch(plan: Plan, lists: Lists, pairs: Pairs, first: int, end: int) -> None:
+    """Ask for the records of some members of the lists."""
+    for place in range(first, end):
+        prefetch(lists.records, pairs.members[place] * plan.stride)
+
+
 @compiled()
 def blend_tile(plan: Plan, lists: Lists, pairs: Pairs, images: Images, tile: int, work: Array, masks: Array) -> None:
     """One tile from its list to its pixels."""
@@ -209,10 +216,10 @@ def blend_tile(plan: Plan, lists: Lists, pairs: Pairs, images: Images, tile: int
     origin = np.float32(0)
     if start < end:
         origin = lists.records[pairs.members[start] * plan.stride + VALUES]
+    fetch(plan, lists, pairs, start, min(start + BATCH, end))
     for first in range(start, end, BATCH):
         count = min(BATCH, end - first)
-        for place in range(count):
-            prefetch(lists.records, pairs.members[first + place] * plan.stride)
+        fetch(plan, lists, pairs, first + count, min(first + 2 * BATCH, end))
         for place in range(count):
             index = pairs.members[first + place]
             masks[place] = make_ready(plan, lists.records, index, left, top, origin, work, ready + place * plan.stride)
@@ -230,10 +237,9 @@ def blend_tile(plan: Plan, lists: Lists, pairs: Pairs, images: Images, tile: int
 
 
 @compiled()
-def blend_part(plan: Plan, lists: Lists, pairs: Pairs, images: Images) -> None:
+def blend_part(part: int, plan: Plan, lists: Lists, pairs: Pairs, images: Images) -> None:
     """Take tiles until none are left."""
-    work = np.empty(256 * (1 + plan.values) + BATCH * plan.stride, np.float32)
-    masks = np.empty(BATCH, np.uint16)
+    work, masks = lists.work[part * plan.work : (part + 1) * plan.work], lists.masks[part * BATCH : (part + 1) * BATCH]
     while True:
         tile = take_next(lists.counters, BLEND)
         if tile >= plan.columns * plan.rows:

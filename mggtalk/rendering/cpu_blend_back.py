@@ -97,7 +97,7 @@ def blend_back_splat(plan: Plan, work: Array, ready: int, extra: int, touched: i
 def blend_back_tile(
     plan: Plan, lists: Lists, pairs: Pairs, images: Images, gradients: Images, tile: int, work: Array, gathered: Array, reached: Array
 ) -> None:
-    """One tile: for every place of its list, whether the splat was reached, and what it gathered."""
+    """One tile: for the slots of its splats, whether they were reached (0 before), and what they gathered."""
     left, top = TILE * (tile % plan.columns), TILE * (tile // plan.columns)
     start, end = lists.starts[tile], lists.starts[tile + 1]
     if start == end:
@@ -108,20 +108,22 @@ def blend_back_tile(
     alive = open_tile_back(plan, images, gradients, left, top, origin, work, ready)
     for place in range(start, end):
         if alive == np.uint64(0):
-            reached[place:end] = 0
             break
         prefetch(lists.records, pairs.members[min(place + 8, end - 1)] * plan.stride)
         touched = make_ready(plan, lists.records, pairs.members[place], left, top, origin, work, ready)
         touched = np.uint64(touched) & alive
-        reached[place] = touched != np.uint64(0)
         if touched != np.uint64(0):
-            alive = blend_back_splat(plan, work, ready, extra, touched, alive, gathered, place * plan.gradient_stride)
+            slot = np.int64(pairs.slots[place])
+            reached[slot] = 1
+            alive = blend_back_splat(plan, work, ready, extra, touched, alive, gathered, slot * plan.gradient_stride)
 
 
 @compiled()
-def blend_back_part(plan: Plan, lists: Lists, pairs: Pairs, images: Images, gradients: Images, gathered: Array, reached: Array) -> None:
+def blend_back_part(
+    part: int, plan: Plan, lists: Lists, pairs: Pairs, images: Images, gradients: Images, gathered: Array, reached: Array
+) -> None:
     """Take tiles until none are left."""
-    work = np.empty(256 * (3 + plan.values) + plan.stride + 16 * plan.values, np.float32)
+    work = lists.work[part * plan.work : (part + 1) * plan.work]
     while True:
         tile = take_next(lists.counters, BLEND_BACK)
         if tile >= plan.columns * plan.rows:

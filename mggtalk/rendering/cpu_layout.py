@@ -37,6 +37,7 @@ class Plan(NamedTuple):
     stride: int  # of a splat's record
     gradient_stride: int  # of what a tile adds to the gradient of a splat
     for_backward: bool
+    for_camera: bool  # whether the backward pass is to sum up the camera's gradient
     over_background: bool
     eps2d: float
     near: float
@@ -44,6 +45,7 @@ class Plan(NamedTuple):
     alpha_max: float
     log_alpha_min: float  # base 2
     transmittance_min: float
+    work: int  # size of the part of ``Lists.work`` that a thread has
 
 
 class Scene(NamedTuple):
@@ -62,23 +64,24 @@ class Lists(NamedTuple):
     """Splats, their order and their numbers per tile."""
 
     records: npt.NDArray  # float32
-    rects: npt.NDArray  # uint64: first column, end column, first row, end row of tiles, 16 bits each from the lowest
+    rects: npt.NDArray  # uint64, two for each Gaussian: first column, end column, first row, end row of tiles, 16 bits each from the
+    # lowest; and how many tiles the Gaussians before it in its chunk touch
     keys: npt.NDArray  # uint64: bits of the depth, index of the Gaussian; sorted
     spare: npt.NDArray
-    visible: npt.NDArray  # int64, of each chunk
+    visible: npt.NDArray  # int64, two for each chunk: visible Gaussians; tiles that they touch, then those of all chunks before
     histogram: npt.NDArray
     counts: npt.NDArray  # int64, of each part and tile; then where the part writes next
     starts: npt.NDArray  # int64, of each tile's members
-    areas: npt.NDArray  # int64, tiles touched by the splats of each part
     counters: npt.NDArray  # int64
+    work: npt.NDArray  # float32, what each part may write as it likes
+    masks: npt.NDArray  # uint16, the same
 
 
 class Pairs(NamedTuple):
-    """Splats of each tile, front to back; for the backward pass, which of these places belong to a Gaussian."""
+    """Splats of each tile, front to back; for the backward pass, the slot of each: slots of one Gaussian are neighbours."""
 
     members: npt.NDArray  # int32
     slots: npt.NDArray  # int32
-    first_slot: npt.NDArray  # int64, of each Gaussian
 
 
 class Images(NamedTuple):

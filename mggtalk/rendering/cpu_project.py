@@ -157,32 +157,36 @@ def store_range(middle: Vector, extent: Vector, tiles: float, out: Array, at: in
 
 
 @compiled()
-def project_part(plan: Plan, scene: Scene, lists: Lists) -> None:
+def project_part(part: int, plan: Plan, scene: Scene, lists: Lists) -> None:
     """Take chunks of Gaussians until none are left; write the records, rectangles and keys of those that can be seen."""
-    out = np.empty(16 * 13, np.float32)
+    out = lists.work[part * plan.work : (part + 1) * plan.work]
     while True:
         chunk = take_next(lists.counters, PROJECT)
         if chunk * CHUNK >= plan.points:
             break
-        end = chunk * CHUNK
+        end, area = chunk * CHUNK, 0
         for start in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, plan.points), 16):
             base = min(start, plan.points - 16)  # the last vector may overlap the one before
             kept = mask_bits(store_shape(plan, scene, base, out))
             for lane in range(start - base, 16):
-                lists.rects[base + lane] = 0
+                lists.rects[2 * (base + lane)] = 0
                 if (kept >> np.uint32(lane)) & np.uint32(1) and scene.mask[base + lane]:
-                    end = keep(plan, scene, lists, base + lane, lane, out, end)
-        lists.visible[chunk] = end - chunk * CHUNK
+                    lists.rects[2 * (base + lane) + 1] = area
+                    end, area = keep(plan, scene, lists, base + lane, lane, out, end, area)
+        lists.visible[2 * chunk], lists.visible[2 * chunk + 1] = end - chunk * CHUNK, area
 
 
 @compiled(inline=True)
-def keep(plan: Plan, scene: Scene, lists: Lists, index: int, lane: int, shape: Array, end: int) -> int:
-    """Write one Gaussian's record unless its rectangle is empty, and its key at ``end``; returns where the next key goes."""
+def keep(plan: Plan, scene: Scene, lists: Lists, index: int, lane: int, shape: Array, end: int, area: int) -> tuple[int, int]:
+    """Write one Gaussian's record unless its rectangle is empty, and its key at ``end``.
+
+    Returns where the next key goes, and ``area`` and the tiles touched.
+    """
     first_column, end_column = np.int64(shape[144 + lane]), np.int64(shape[160 + lane])
     first_row, end_row = np.int64(shape[176 + lane]), np.int64(shape[192 + lane])
     if first_column >= end_column or first_row >= end_row:
-        return end
-    lists.rects[index] = np.uint64(first_column | (end_column << 16) | (first_row << 32) | (end_row << 48))
+        return end, area
+    lists.rects[2 * index] = np.uint64(first_column | (end_column << 16) | (first_row << 32) | (end_row << 48))
     at = index * plan.stride
     for place in range(9):
         lists.records[at + place] = shape[16 * place + lane]
@@ -191,4 +195,4 @@ def keep(plan: Plan, scene: Scene, lists: Lists, index: int, lane: int, shape: A
     for channel in range(plan.channels + 1, plan.values):
         lists.records[at + VALUES + channel] = 0
     lists.keys[end] = (np.uint64(float_bits(shape[128 + lane])) << np.uint64(32)) | np.uint64(index)
-    return end + 1
+    return end + 1, area + (end_column - first_column) * (end_row - first_row)

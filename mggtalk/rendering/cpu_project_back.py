@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mggtalk.rendering.cpu_bins import sides
-from mggtalk.rendering.cpu_layout import CAMERA, CHUNK, LOG2_E, MOMENTS, PROJECT_BACK, Lists, Pairs, Plan, Scene
+from mggtalk.rendering.cpu_layout import CAMERA, CHUNK, LOG2_E, MOMENTS, PROJECT_BACK, Lists, Plan, Scene
 from mggtalk.rendering.cpu_project import (
     Vectors,
-    apply_intrinsics,
     axes,
     camera_row,
     clamped,
@@ -28,8 +27,9 @@ from mggtalk.rendering.cpu_project import (
     unit,
 )
 from mggtalk.rendering.simd import Array, Mask, Vector, compiled, fma, fnma, select, splat
-from mggtalk.rendering.simd_memory import load, load_rows, prefetch, store, take_next, total
+from mggtalk.rendering.simd_memory import load, load_rows, store, store_rows, take_next, total
 
+Rows = tuple[Vectors, Vectors]
 LN_2 = 1 / LOG2_E
 
 
@@ -45,38 +45,38 @@ class Outcome(NamedTuple):
 
 
 @compiled(inline=True)
-def gather(plan: Plan, lists: Lists, pairs: Pairs, gathered: Array, reached: Array, index: int, row: Array, at: int) -> bool:
+def gather(plan: Plan, lists: Lists, gathered: Array, reached: Array, index: int, row: Array, at: int) -> bool:
     """Sum what the tiles gathered for one Gaussian, in the order of the tiles, to ``row[at ...]``; False if no tile reached it."""
-    first_column, end_column, first_row, end_row = sides(lists.rects[index])
+    first_column, end_column, first_row, end_row = sides(lists.rects[2 * index])
     area = (end_column - first_column) * (end_row - first_row)
     found = False
     if area > 0:
-        first = pairs.first_slot[index]
+        first = lists.visible[2 * (index // CHUNK) + 1] + np.int64(lists.rects[2 * index + 1])
         for slot in range(first, first + area):
-            place = np.int64(pairs.slots[slot])
-            if reached[place]:
+            if reached[slot] != 0:
                 for part in range(0, plan.gradient_stride, 16):
-                    more = load(gathered, place * plan.gradient_stride + part)
+                    more = load(gathered, slot * plan.gradient_stride + part)
                     store(row, at + part, load(row, at + part) + more if found else more)
                 found = True
     return found
 
 
 @compiled(inline=True)
-def covariance_gradient(record: Array, moments: Vectors) -> Vectors:
-    """Gradients to xx, xy (which stands for both of its places) and yy; ``record`` holds a, b, c."""
-    a, b, c = load(record, 0), load(record, 16), load(record, 32)
+def covariance_gradient(rows: Array) -> Vectors:
+    """Gradients to the xx, xy (which stands for both of its places) and yy of splats."""
+    a, b, c = load(rows, 112), load(rows, 128), load(rows, 144)
+    muu, muv, mvv = load(rows, 48), load(rows, 64), load(rows, 80)
     factor = 2.0 * LN_2 * LN_2
-    first, second = fma(a, moments[0], b * moments[1]), fma(a, moments[1], b * moments[2])
-    return fma(first, a, second * b) * factor, second * c * (2.0 * factor), c * c * moments[2] * factor
+    first, second = fma(a, muu, b * muv), fma(a, muv, b * mvv)
+    return fma(first, a, second * b) * factor, second * c * (2.0 * factor), c * c * mvv * factor
 
 
 @compiled(inline=True)
-def outer_add(sums_out: Array, at: int, x: Vector, y: Vectors) -> None:
+def add_outer(totals: Array, at: int, x: Vector, y: Vectors) -> None:
     """Add ``x y`` to three sums."""
-    store(sums_out, at, fma(x, y[0], load(sums_out, at)))
-    store(sums_out, at + 16, fma(x, y[1], load(sums_out, at + 16)))
-    store(sums_out, at + 32, fma(x, y[2], load(sums_out, at + 32)))
+    store(totals, at, fma(x, y[0], load(totals, at)))
+    store(totals, at + 16, fma(x, y[1], load(totals, at + 16)))
+    store(totals, at + 32, fma(x, y[2], load(totals, at + 32)))
 
 
 @compiled(inline=True)
@@ -107,79 +107,205 @@ def quaternion_gradient(quaternion: Vectors, inverse: Vector, first: Vectors, se
 
 
 @compiled(inline=True)
-def tangent_gradient(camera: Array, to_jacobian: Vectors, to_second: Vectors, per_depth: Vector, coordinate: int) -> Vector:
-    """Gradient to one (clamped) tangent, through the last column of the Jacobian."""
-    return 0.0 - fma(to_jacobian[2], splat(camera[12 + coordinate]), to_second[2] * camera[15 + coordinate]) * per_depth
-
-
-@compiled()
-def project_back_vector(plan: Plan, scene: Scene, base: int, rows: Array, sums_out: Array, out: Array) -> None:
-    """Sixteen Gaussians from moments to gradients, 11 vectors in ``out``: means, quaternions, scales, opacities; camera to ``sums_out``.
-
-    ``rows`` holds, each as a vector, what was gathered (moments, then depth) and from place 112 a, b, c of the records.
-    """
-    camera, mean = scene.camera, load_rows(scene.means, base, 3)
-    x, y, z = in_camera(camera, mean)
-    per_depth = 1.0 / z
-    tangent = (x * per_depth, y * per_depth)
-    quaternion, inverse = unit(load_rows(scene.quaternions, base, 4))
-    turn, scale = rotation(quaternion), load_rows(scene.scales, base, 3)
-    anchor = clamped(camera, tangent)
-    jacobian, jacobian_below = jacobian_row(camera, 0, anchor, per_depth), jacobian_row(camera, 1, anchor, per_depth)
-    seen, seen_below = times_rotation(jacobian, camera), times_rotation(jacobian_below, camera)
-    across, down = axes(seen, turn, scale), axes(seen_below, turn, scale)
-    xx, xy, yy = covariance_gradient(rows[112:160], (load(rows, 48), load(rows, 64), load(rows, 80)))
-    to_across = (
-        fma(2.0 * xx, across[0], xy * down[0]),
-        fma(2.0 * xx, across[1], xy * down[1]),
-        fma(2.0 * xx, across[2], xy * down[2]),
-    )
-    to_down = (fma(2.0 * yy, down[0], xy * across[0]), fma(2.0 * yy, down[1], xy * across[1]), fma(2.0 * yy, down[2], xy * across[2]))
-    store_shape_gradient(scene, quaternion, inverse, turn, scale, seen, seen_below, to_across, to_down, out)
-    to_across = (to_across[0] * scale[0], to_across[1] * scale[1], to_across[2] * scale[2])
-    to_down = (to_down[0] * scale[0], to_down[1] * scale[1], to_down[2] * scale[2])
-    to_seen, to_seen_below = times_columns(to_across, turn), times_columns(to_down, turn)
-    to_jacobian, to_jacobian_below = from_camera(camera, to_seen), from_camera(camera, to_seen_below)
-    to_x = tangent_gradient(camera, to_jacobian, to_jacobian_below, per_depth, 0)
-    to_y = tangent_gradient(camera, to_jacobian, to_jacobian_below, per_depth, 1)
-    a, b, c, mu, mv = load(rows, 112), load(rows, 128), load(rows, 144), load(rows, 16), load(rows, 32)
-    to_mean_x, to_mean_y = fma(a, mu, b * mv) * (2.0 * LN_2), c * mv * (2.0 * LN_2)
-    free_x, free_y = (anchor[0] >= tangent[0]) & (anchor[0] <= tangent[0]), (anchor[1] >= tangent[1]) & (anchor[1] <= tangent[1])
-    tangent_x = fma(to_mean_x, splat(camera[12]), to_mean_y * camera[15]) + select(free_x, to_x, 0.0)
-    tangent_y = fma(to_mean_x, splat(camera[13]), to_mean_y * camera[16]) + select(free_y, to_y, 0.0)
-    to_z = load(rows, 96) - per_depth * (dot3(jacobian, to_jacobian) + dot3(jacobian_below, to_jacobian_below))
-    to_z = to_z - per_depth * fma(tangent_x, tangent[0], tangent_y * tangent[1])
-    point = (tangent_x * per_depth, tangent_y * per_depth, to_z)
-    moved = times_rotation(point, camera)
-    store(out, 0, moved[0])
-    store(out, 16, moved[1])
-    store(out, 32, moved[2])
-    for row in range(3):
-        weight = point[0] if row == 0 else (point[1] if row == 1 else point[2])
-        below = (jacobian[0], jacobian_below[0]) if row == 0 else ((jacobian[1], jacobian_below[1]) if row == 1 else (jacobian[2], jacobian_below[2]))
-        outer_add(sums_out, 48 * row, weight, mean)
-        outer_add(sums_out, 48 * row, below[0], to_seen)
-        outer_add(sums_out, 48 * row, below[1], to_seen_below)
-        store(sums_out, 144 + 16 * row, load(sums_out, 144 + 16 * row) + weight)
-    one = splat(1.0)
-    outer_add(sums_out, 192, to_mean_x, (tangent[0], tangent[1], one))
-    outer_add(sums_out, 240, to_mean_y, (tangent[0], tangent[1], one))
-    zero = splat(0.0)
-    lean, lean_below = to_jacobian[2] * per_depth, to_jacobian_below[2] * per_depth
-    outer_add(sums_out, 192, one, (fnma(lean, anchor[0], to_jacobian[0] * per_depth), fnma(lean, anchor[1], to_jacobian[1] * per_depth), zero))
-    outer_add(
-        sums_out,
-        240,
-        one,
-        (fnma(lean_below, anchor[0], to_jacobian_below[0] * per_depth), fnma(lean_below, anchor[1], to_jacobian_below[1] * per_depth), zero),
-    )
-    add_where(sums_out, 288, tangent[0] < camera[18], to_x)
-    add_where(sums_out, 304, tangent[1] < camera[19], to_y)
-    add_where(sums_out, 320, tangent[0] > camera[20], to_x)
-    add_where(sums_out, 336, tangent[1] > camera[21], to_y)
+def scale_gradient(turn: tuple[Vectors, Vectors, Vectors], seen: Rows, to_axes: Rows) -> Vectors:
+    """Gradients to the scales, from those to ``U``; ``seen`` is J Q."""
+    (above, below), (to_above, to_below) = seen, to_axes
+    first = fma(to_above[0], dot3(above, turn[0]), to_below[0] * dot3(below, turn[0]))
+    second = fma(to_above[1], dot3(above, turn[1]), to_below[1] * dot3(below, turn[1]))
+    return first, second, fma(to_above[2], dot3(above, turn[2]), to_below[2] * dot3(below, turn[2]))
 
 
 @compiled(inline=True)
-def add_where(sums_out: Array, at: int, mask: Mask, x: Vector) -> None:
+def turn_gradient(quaternion: Vectors, inverse: Vector, scale: Vectors, seen: Rows, to_axes: Rows) -> Vectors:
+    """Gradients to the quaternions, from those to ``U``; ``seen`` is J Q."""
+    (above, below), (to_above, to_below) = seen, to_axes
+    first = mix(to_above[0] * scale[0], above, to_below[0] * scale[0], below)
+    second = mix(to_above[1] * scale[1], above, to_below[1] * scale[1], below)
+    third = mix(to_above[2] * scale[2], above, to_below[2] * scale[2], below)
+    return quaternion_gradient(quaternion, inverse, first, second, third)
+
+
+@compiled(inline=True)
+def mix(x: Vector, first: Vectors, y: Vector, second: Vectors) -> Vectors:
+    """``x first + y second``."""
+    return fma(x, first[0], y * second[0]), fma(x, first[1], y * second[1]), fma(x, first[2], y * second[2])
+
+
+@compiled(inline=True)
+def only3(mask: Mask, x: Vectors) -> Vectors:
+    """The same where the mask is set, else 0: lanes that hold nothing of use may hold infinities."""
+    return select(mask, x[0], 0.0), select(mask, x[1], 0.0), select(mask, x[2], 0.0)
+
+
+@compiled(inline=True)
+def times(row: Vectors, factor: Vectors) -> Vectors:
+    """Products, coordinate by coordinate."""
+    return row[0] * factor[0], row[1] * factor[1], row[2] * factor[2]
+
+
+@compiled(inline=True)
+def point_gradient(camera: Array, rows: Array, tangent: Vectors, anchor: Vectors, per_depth: Vector, through: Vector, to_anchor: Vectors) -> Vectors:
+    """Gradient to the points in camera space: through the means and depths of the splats, and through the Jacobians."""
+    to_x, to_y = mean_gradient(rows)
+    free_x = (anchor[0] >= tangent[0]) & (anchor[0] <= tangent[0])
+    free_y = (anchor[1] >= tangent[1]) & (anchor[1] <= tangent[1])
+    across = fma(to_x, splat(camera[12]), to_y * camera[15]) + select(free_x, to_anchor[0], 0.0)
+    down = fma(to_x, splat(camera[13]), to_y * camera[16]) + select(free_y, to_anchor[1], 0.0)
+    shrink = through + fma(across, tangent[0], down * tangent[1])
+    return across * per_depth, down * per_depth, load(rows, 96) - per_depth * shrink
+
+
+@compiled(inline=True)
+def mean_gradient(rows: Array) -> Vectors:
+    """Gradients to the means of splats."""
+    a, b, c, mu, mv = load(rows, 112), load(rows, 128), load(rows, 144), load(rows, 16), load(rows, 32)
+    return fma(a, mu, b * mv) * (2.0 * LN_2), c * mv * (2.0 * LN_2)
+
+
+@compiled(inline=True)
+def add_rotation(totals: Array, row: int, point: Vector, mean: Vectors, above: Vector, below: Vector, to_seen: Rows) -> None:
+    """Add to the sums for one row of the camera's rotation and for one coordinate of its translation."""
+    add_outer(totals, 48 * row, point, mean)
+    add_outer(totals, 48 * row, above, to_seen[0])
+    add_outer(totals, 48 * row, below, to_seen[1])
+    store(totals, 144 + 16 * row, load(totals, 144 + 16 * row) + point)
+
+
+@compiled(inline=True)
+def add_intrinsics(totals: Array, row: int, to_mean: Vector, tangent: Vectors, anchor: Vectors, to_jacobian: Vectors, per_depth: Vector) -> None:
+    """Add to the sums for one row of the intrinsics, through the means and through the Jacobians."""
+    lean = to_jacobian[2] * per_depth
+    across, down = fnma(lean, anchor[0], to_jacobian[0] * per_depth), fnma(lean, anchor[1], to_jacobian[1] * per_depth)
+    add_outer(totals, 192 + 48 * row, splat(1.0), (fma(to_mean, tangent[0], across), fma(to_mean, tangent[1], down), to_mean))
+
+
+@compiled(inline=True)
+def add_where(totals: Array, at: int, mask: Mask, x: Vector) -> None:
     """Add to a sum where the mask is set."""
-    store(sums_out, at, load(sums_out, at) + select(mask, x, 0.0))
+    store(totals, at, load(totals, at) + select(mask, x, 0.0))
+
+
+@compiled(inline=True)
+def add_camera(
+    camera: Array, totals: Array, rows: Array, mean: Vectors, point: Vectors, tangent: Vectors, per_depth: Vector, to_seen: Rows
+) -> None:
+    """Add to the sums for every number of the camera."""
+    anchor = clamped(camera, tangent)
+    above, below = jacobian_row(camera, 0, anchor, per_depth), jacobian_row(camera, 1, anchor, per_depth)
+    to_above, to_below = from_camera(camera, to_seen[0]), from_camera(camera, to_seen[1])
+    to_anchor = anchor_gradient(camera, to_above, to_below, per_depth)
+    to_x, to_y = mean_gradient(rows)
+    add_rotation(totals, 0, point[0], mean, above[0], below[0], to_seen)
+    add_rotation(totals, 1, point[1], mean, above[1], below[1], to_seen)
+    add_rotation(totals, 2, point[2], mean, above[2], below[2], to_seen)
+    add_intrinsics(totals, 0, to_x, tangent, anchor, to_above, per_depth)
+    add_intrinsics(totals, 1, to_y, tangent, anchor, to_below, per_depth)
+    add_where(totals, 288, tangent[0] < camera[18], to_anchor[0])
+    add_where(totals, 304, tangent[1] < camera[19], to_anchor[1])
+    add_where(totals, 320, tangent[0] > camera[20], to_anchor[0])
+    add_where(totals, 336, tangent[1] > camera[21], to_anchor[1])
+
+
+@compiled(inline=True)
+def anchor_gradient(camera: Array, to_above: Vectors, to_below: Vectors, per_depth: Vector) -> Vectors:
+    """Gradients to the tangents where the Jacobian is taken, through its last column."""
+    across = fma(to_above[2], splat(camera[12]), to_below[2] * camera[15]) * per_depth
+    down = fma(to_above[2], splat(camera[13]), to_below[2] * camera[16]) * per_depth
+    return 0.0 - across, 0.0 - down
+
+
+@compiled()
+def project_back_vector(plan: Plan, scene: Scene, outcome: Outcome, base: int, rows: Array, totals: Array) -> None:
+    """Sixteen Gaussians from moments to gradients; the camera's are added to ``totals``.
+
+    ``rows`` holds as vectors what was gathered (moments, then depth) and from place 112 a, b, c of the records, all 0 for a Gaussian that
+    no tile reached.
+    """
+    camera, found = scene.camera, load(rows, 112) > 0.0
+    mean, scale = only3(found, load_rows(scene.means, base, 3)), only3(found, load_rows(scene.scales, base, 3))
+    x, y, z = in_camera(camera, mean)
+    per_depth = 1.0 / select(found, z, 1.0)
+    tangent = (x * per_depth, y * per_depth)
+    w, i, j, k = load_rows(scene.quaternions, base, 4)
+    quaternion, inverse = unit((select(found, w, 1.0), select(found, i, 0.0), select(found, j, 0.0), select(found, k, 0.0)))
+    turn, anchor = rotation(quaternion), clamped(camera, tangent)
+    above, below = jacobian_row(camera, 0, anchor, per_depth), jacobian_row(camera, 1, anchor, per_depth)
+    seen = (times_rotation(above, camera), times_rotation(below, camera))
+    across, down = axes(seen[0], turn, scale), axes(seen[1], turn, scale)
+    xx, xy, yy = covariance_gradient(rows)
+    to_axes = (mix(2.0 * xx, across, xy, down), mix(2.0 * yy, down, xy, across))
+    store_rows(outcome.scales, base, scale_gradient(turn, seen, to_axes))
+    store_rows(outcome.quaternions, base, turn_gradient(quaternion, inverse, scale, seen, to_axes))
+    to_seen = (times_columns(times(to_axes[0], scale), turn), times_columns(times(to_axes[1], scale), turn))
+    to_above, to_below = from_camera(camera, to_seen[0]), from_camera(camera, to_seen[1])
+    through = dot3(above, to_above) + dot3(below, to_below)
+    to_anchor = anchor_gradient(camera, to_above, to_below, per_depth)
+    point = point_gradient(camera, rows, tangent, anchor, per_depth, through, to_anchor)
+    store_rows(outcome.means, base, times_rotation(point, camera))
+    store(outcome.opacities, base, load(rows, 0) / select(found, load(scene.opacities, base), 1.0))
+    if plan.for_camera:
+        add_camera(camera, totals, rows, mean, point, tangent, per_depth, to_seen)
+
+
+@compiled()
+def project_back_chunk(
+    plan: Plan, scene: Scene, lists: Lists, gathered: Array, reached: Array, outcome: Outcome, chunk: int, work: Array
+) -> None:
+    """Gradients of one chunk of Gaussians and its part of the camera's."""
+    rows_at = 16 * plan.gradient_stride
+    totals_at = rows_at + 160
+    rows, totals, unused = work[rows_at:totals_at], work[totals_at : totals_at + 16 * CAMERA], work[totals_at + 16 * CAMERA :]
+    totals[:] = 0
+    for start in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, plan.points), 16):
+        base = min(start, plan.points - 16)
+        found = gather_rows(plan, lists, gathered, reached, base, start - base, work, rows)
+        if found != 0:
+            project_back_vector(plan, scene, outcome, base, rows, totals)
+        else:
+            clear_gradients(outcome, base)
+        if base < start:  # the first lanes were written before and now again: right values, but not twice to the camera
+            found = gather_rows(plan, lists, gathered, reached, base, 0, work, rows)
+            project_back_vector(plan, scene, outcome, base, rows, unused)
+        for lane in range(16):
+            for channel in range(plan.channels):
+                value = work[lane * plan.gradient_stride + MOMENTS + 1 + channel]
+                outcome.features[(base + lane) * plan.channels + channel] = value if (found >> lane) & 1 else np.float32(0)
+    for number in range(CAMERA):
+        outcome.cameras[chunk * CAMERA + number] = total(load(totals, 16 * number))
+
+
+@compiled(inline=True)
+def clear_gradients(outcome: Outcome, base: int) -> None:
+    """No gradient to 16 Gaussians."""
+    zero = splat(0.0)
+    store_rows(outcome.means, base, (zero, zero, zero))
+    store_rows(outcome.scales, base, (zero, zero, zero))
+    store_rows(outcome.quaternions, base, (zero, zero, zero, zero))
+    store(outcome.opacities, base, zero)
+
+
+@compiled(inline=True)
+def gather_rows(plan: Plan, lists: Lists, gathered: Array, reached: Array, base: int, skip: int, work: Array, rows: Array) -> int:
+    """Gather for 16 Gaussians but the first ``skip``: to ``work`` as records, to ``rows`` as vectors. Returns which were reached, as bits."""
+    found = 0
+    rows[:] = 0
+    for lane in range(skip, 16):
+        at = lane * plan.gradient_stride
+        if gather(plan, lists, gathered, reached, base + lane, work, at):
+            found |= 1 << lane
+            for number in range(MOMENTS + 1):
+                rows[16 * number + lane] = work[at + number]
+            for number in range(3):
+                rows[112 + 16 * number + lane] = lists.records[(base + lane) * plan.stride + 2 + number]
+    return found
+
+
+@compiled()
+def project_back_part(part: int, plan: Plan, scene: Scene, lists: Lists, gathered: Array, reached: Array, outcome: Outcome) -> None:
+    """Take chunks of Gaussians until none are left."""
+    work = lists.work[part * plan.work : (part + 1) * plan.work]
+    while True:
+        chunk = take_next(lists.counters, PROJECT_BACK)
+        if chunk * CHUNK >= plan.points:
+            break
+        project_back_chunk(plan, scene, lists, gathered, reached, outcome, chunk, work)

@@ -33,6 +33,7 @@ def compiled(*, parallel: bool = False, inline: bool = False) -> Callable[[Calla
     def decorate(function: Callable[..., Any]) -> Any:
         bare = inspect.unwrap(function)  # of checks of shapes and types, which cannot be compiled
         options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "parallel": parallel, "forceinline": inline}
+        options["_nrt"] = parallel  # without Numba's memory manager no reference is counted, and no kernel may make an array
         try:
             return numba.njit(cache=not inline, **options)(bare)
         except RuntimeError as error:  # no folder can be written

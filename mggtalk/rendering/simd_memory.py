@@ -80,6 +80,32 @@ def _column(builder: Any, parts: list[Any], column: int) -> Any:
 
 
 @intrinsic
+def store_rows(typing: Any, array: Any, first: Any, columns: Any) -> Any:
+    """The inverse of :func:`load_rows`: a tuple of vectors becomes the columns of 16 rows."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        width = signature.args[2].count
+        vectors = [builder.extract_value(arguments[2], index) for index in range(width)]
+        start = builder.mul(arguments[1], _LONG(width))
+        for part in range(width):
+            address = _vector_address(context, builder, signature.args[0], arguments[0], builder.add(start, _LONG(LANES * part)))
+            builder.store(_row_part(builder, vectors, part), address).align = _POINTER_ALIGNMENT
+        return context.get_dummy_value()
+
+    return types.none(array, types.int64, columns), emit
+
+
+def _row_part(builder: Any, vectors: list[Any], part: int) -> Any:
+    """Lane i is what stands at place ``16 part + i`` when the rows are put end to end."""
+    width, gathered = len(vectors), vectors[0]
+    places = [LANES * part + lane for lane in range(LANES)]
+    for column, vector in enumerate(vectors):
+        lanes = [LANES + place // width if place % width == column else lane for lane, place in enumerate(places)]
+        gathered = _pick(builder, gathered, vector, lanes)
+    return gathered
+
+
+@intrinsic
 def sums(typing: Any, vectors: Any) -> Any:
     """The sum over the lanes of each of up to 16 vectors (a tuple): that of the k-th in lane k, 0 in lanes beyond; order of adding fixed."""
 
