@@ -31,9 +31,9 @@ RANKS = {
     "evaluation": 6,
     "viewer": 6,
     "__init__": 7,
-    "demo": 8,
+    "demo": 10,
     "cli": 9,
-    "__main__": 10,
+    "__main__": 11,
 }
 
 ONLY_IN = {"gsplat": "mggtalk/rendering/cuda.py", "wandb": "mggtalk/callbacks.py"}  # not even inside functions elsewhere
