@@ -66,7 +66,7 @@ def _primitive(self: Any, manager: Any, kind: Any, value: ir.Type) -> None:
     models.PrimitiveModel.__init__(self, manager, kind, value)
 
 
-def _constant(kind: ir.VectorType, value: float) -> ir.Constant:
+def _constant(kind: ir.VectorType, value: float | int) -> ir.Constant:
     return ir.Constant(kind, [value] * LANES)
 
 

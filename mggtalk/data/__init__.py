@@ -1,0 +1,1 @@
+"""From annotations of the toolkit to the records of the model."""
