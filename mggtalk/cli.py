@@ -68,6 +68,9 @@ def _add_animate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="folder of a model (default: the untrained bases that ship with the project)")
     parser.add_argument("--size", type=int, default=256, help="pixels a side of the rendered crop (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default %(default)s)")
+    parser.add_argument(
+        "--renderer", choices=("auto", "cpu", "reference"), default="auto", help="auto: cpu (compiled) on a CPU, else reference (PyTorch)"
+    )
     view = parser.add_mutually_exclusive_group()
     view.add_argument("--crop", dest="full_frame", action="store_false", default=False, help="write the square around the head (default)")
     view.add_argument("--full-frame", dest="full_frame", action="store_true", default=False, help="write the whole portrait")
@@ -117,7 +120,12 @@ def _animate(parsed: argparse.Namespace) -> None:
     control = Control(
         pose=parsed.pose, expression=parsed.expression, pose_scale=parsed.pose_scale, expression_scale=parsed.expression_scale
     )
-    with TalkingHead.from_pretrained(parsed.model or BASES, size=parsed.size, device=_device(parsed.device), assets=parsed.assets) as head:
+    device = _device(parsed.device)
+    if parsed.renderer == "cpu" and not device.startswith("cpu"):
+        raise UserError(f"--renderer cpu: does not run on --device {device}; use --renderer auto, or --device cpu")
+    with TalkingHead.from_pretrained(
+        parsed.model or BASES, size=parsed.size, device=device, renderer=parsed.renderer, assets=parsed.assets
+    ) as head:
         start = time.perf_counter()
         avatar = head.reconstruct(parsed.source, face=parsed.face)
         print(f"building the portrait: {time.perf_counter() - start:.1f} s")

@@ -35,6 +35,7 @@ from mggtalk.drivers import Control, motion_from_clip, retarget
 from mggtalk.export import BASES, load_model
 from mggtalk.geometry.face_model import FaceModel
 from mggtalk.model import MGGTalk
+from mggtalk.rendering.factory import RendererName, make_renderer
 from mggtalk.types import Camera, Frame, Identity, Motion, stack
 
 log = logging.getLogger(__name__)
@@ -87,15 +88,30 @@ class TalkingHead:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path = BASES, *, size: int = 256, device: str | torch.device = "cpu", assets: Path | None = None
+        cls,
+        folder: str | Path = BASES,
+        *,
+        size: int = 256,
+        device: str | torch.device = "cpu",
+        renderer: RendererName = "auto",
+        assets: Path | None = None,
     ) -> TalkingHead:
         """A talking head with the model of a folder (see :mod:`mggtalk.export`); by default the untrained bases that ship with the project.
+
+        Args:
+            folder: of the model.
+            size: pixels a side of the crop that is reconstructed and rendered; a multiple of 8.
+            device: where the model runs.
+            renderer: as :func:`mggtalk.rendering.factory.make_renderer` takes it; "auto" is the compiled renderer on a CPU.
+            assets: folder with the tracker's model files.
 
         Raises:
             ModelError: the folder holds no model that can be read.
             AssetError: a file of the face tracker cannot be had.
         """
-        return cls(load_model(Path(folder)), size=size, device=device, assets=assets)
+        model = load_model(Path(folder))
+        model.renderer = make_renderer(renderer, device)
+        return cls(model, size=size, device=device, assets=assets)
 
     def __enter__(self) -> TalkingHead:
         return self

@@ -27,7 +27,7 @@ from mggtalk.rendering.simd_memory import bit_of_each, load, load_block, lowest_
 
 @compiled(inline=True)
 def exp2(x: Vector) -> Vector:
-    """``2^x`` for x from -126 to 0, within 2e-7 of itself; any number below.
+    """``2^x`` for x from -126 to 0, within 4e-7 of itself; any number below.
 
     The polynomial has the smallest largest relative error of its degree on [-1/2, 1/2].
     """

@@ -16,8 +16,8 @@ from mggtalk.rendering.simd import (
     maximum,
     minimum,
     select,
-    split_exponent,
     splat,
+    split_exponent,
     sqrt,
 )
 from mggtalk.rendering.simd_memory import float_bits, load, load_rows, store, take_next

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
-from mggtalk.rendering.cpu_bins import sides
-from mggtalk.rendering.cpu_layout import CAMERA, CHUNK, LOG2_E, MOMENTS, PROJECT_BACK, Lists, Plan, Scene
+from mggtalk.rendering.cpu_layout import LOG2_E, Plan, Scene
 from mggtalk.rendering.cpu_project import (
     Vectors,
     axes,
@@ -27,7 +25,7 @@ from mggtalk.rendering.cpu_project import (
     unit,
 )
 from mggtalk.rendering.simd import Array, Mask, Vector, compiled, fma, fnma, select, splat
-from mggtalk.rendering.simd_memory import load, load_rows, store, store_rows, take_next, total
+from mggtalk.rendering.simd_memory import load, load_rows, store, store_rows
 
 Rows = tuple[Vectors, Vectors]
 LN_2 = 1 / LOG2_E
@@ -42,23 +40,6 @@ class Outcome(NamedTuple):
     opacities: npt.NDArray
     features: npt.NDArray
     cameras: npt.NDArray
-
-
-@compiled(inline=True)
-def gather(plan: Plan, lists: Lists, gathered: Array, reached: Array, index: int, row: Array, at: int) -> bool:
-    """Sum what the tiles gathered for one Gaussian, in the order of the tiles, to ``row[at ...]``; False if no tile reached it."""
-    first_column, end_column, first_row, end_row = sides(lists.rects[2 * index])
-    area = (end_column - first_column) * (end_row - first_row)
-    found = False
-    if area > 0:
-        first = lists.visible[2 * (index // CHUNK) + 1] + np.int64(lists.rects[2 * index + 1])
-        for slot in range(first, first + area):
-            if reached[slot] != 0:
-                for part in range(0, plan.gradient_stride, 16):
-                    more = load(gathered, slot * plan.gradient_stride + part)
-                    store(row, at + part, load(row, at + part) + more if found else more)
-                found = True
-    return found
 
 
 @compiled(inline=True)
@@ -144,7 +125,9 @@ def times(row: Vectors, factor: Vectors) -> Vectors:
 
 
 @compiled(inline=True)
-def point_gradient(camera: Array, rows: Array, tangent: Vectors, anchor: Vectors, per_depth: Vector, through: Vector, to_anchor: Vectors) -> Vectors:
+def point_gradient(
+    camera: Array, rows: Array, tangent: Vectors, anchor: Vectors, per_depth: Vector, through: Vector, to_anchor: Vectors
+) -> Vectors:
     """Gradient to the points in camera space: through the means and depths of the splats, and through the Jacobians."""
     to_x, to_y = mean_gradient(rows)
     free_x = (anchor[0] >= tangent[0]) & (anchor[0] <= tangent[0])
@@ -172,7 +155,9 @@ def add_rotation(totals: Array, row: int, point: Vector, mean: Vectors, above: V
 
 
 @compiled(inline=True)
-def add_intrinsics(totals: Array, row: int, to_mean: Vector, tangent: Vectors, anchor: Vectors, to_jacobian: Vectors, per_depth: Vector) -> None:
+def add_intrinsics(
+    totals: Array, row: int, to_mean: Vector, tangent: Vectors, anchor: Vectors, to_jacobian: Vectors, per_depth: Vector
+) -> None:
     """Add to the sums for one row of the intrinsics, through the means and through the Jacobians."""
     lean = to_jacobian[2] * per_depth
     across, down = fnma(lean, anchor[0], to_jacobian[0] * per_depth), fnma(lean, anchor[1], to_jacobian[1] * per_depth)
@@ -245,67 +230,3 @@ def project_back_vector(plan: Plan, scene: Scene, outcome: Outcome, base: int, r
     store(outcome.opacities, base, load(rows, 0) / select(found, load(scene.opacities, base), 1.0))
     if plan.for_camera:
         add_camera(camera, totals, rows, mean, point, tangent, per_depth, to_seen)
-
-
-@compiled()
-def project_back_chunk(
-    plan: Plan, scene: Scene, lists: Lists, gathered: Array, reached: Array, outcome: Outcome, chunk: int, work: Array
-) -> None:
-    """Gradients of one chunk of Gaussians and its part of the camera's."""
-    rows_at = 16 * plan.gradient_stride
-    totals_at = rows_at + 160
-    rows, totals, unused = work[rows_at:totals_at], work[totals_at : totals_at + 16 * CAMERA], work[totals_at + 16 * CAMERA :]
-    totals[:] = 0
-    for start in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, plan.points), 16):
-        base = min(start, plan.points - 16)
-        found = gather_rows(plan, lists, gathered, reached, base, start - base, work, rows)
-        if found != 0:
-            project_back_vector(plan, scene, outcome, base, rows, totals)
-        else:
-            clear_gradients(outcome, base)
-        if base < start:  # the first lanes were written before and now again: right values, but not twice to the camera
-            found = gather_rows(plan, lists, gathered, reached, base, 0, work, rows)
-            project_back_vector(plan, scene, outcome, base, rows, unused)
-        for lane in range(16):
-            for channel in range(plan.channels):
-                value = work[lane * plan.gradient_stride + MOMENTS + 1 + channel]
-                outcome.features[(base + lane) * plan.channels + channel] = value if (found >> lane) & 1 else np.float32(0)
-    for number in range(CAMERA):
-        outcome.cameras[chunk * CAMERA + number] = total(load(totals, 16 * number))
-
-
-@compiled(inline=True)
-def clear_gradients(outcome: Outcome, base: int) -> None:
-    """No gradient to 16 Gaussians."""
-    zero = splat(0.0)
-    store_rows(outcome.means, base, (zero, zero, zero))
-    store_rows(outcome.scales, base, (zero, zero, zero))
-    store_rows(outcome.quaternions, base, (zero, zero, zero, zero))
-    store(outcome.opacities, base, zero)
-
-
-@compiled(inline=True)
-def gather_rows(plan: Plan, lists: Lists, gathered: Array, reached: Array, base: int, skip: int, work: Array, rows: Array) -> int:
-    """Gather for 16 Gaussians but the first ``skip``: to ``work`` as records, to ``rows`` as vectors. Returns which were reached, as bits."""
-    found = 0
-    rows[:] = 0
-    for lane in range(skip, 16):
-        at = lane * plan.gradient_stride
-        if gather(plan, lists, gathered, reached, base + lane, work, at):
-            found |= 1 << lane
-            for number in range(MOMENTS + 1):
-                rows[16 * number + lane] = work[at + number]
-            for number in range(3):
-                rows[112 + 16 * number + lane] = lists.records[(base + lane) * plan.stride + 2 + number]
-    return found
-
-
-@compiled()
-def project_back_part(part: int, plan: Plan, scene: Scene, lists: Lists, gathered: Array, reached: Array, outcome: Outcome) -> None:
-    """Take chunks of Gaussians until none are left."""
-    work = lists.work[part * plan.work : (part + 1) * plan.work]
-    while True:
-        chunk = take_next(lists.counters, PROJECT_BACK)
-        if chunk * CHUNK >= plan.points:
-            break
-        project_back_chunk(plan, scene, lists, gathered, reached, outcome, chunk, work)

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numba
 import torch
@@ -19,9 +20,10 @@ import torch
 from mggtalk.rendering.cpu_bins import count_part, fill_part
 from mggtalk.rendering.cpu_blend import blend_part
 from mggtalk.rendering.cpu_blend_back import blend_back_part
+from mggtalk.rendering.cpu_gather import project_back_part
 from mggtalk.rendering.cpu_layout import Images, Lists, Pairs, Plan, Scene
 from mggtalk.rendering.cpu_project import project_part
-from mggtalk.rendering.cpu_project_back import Outcome, project_back_part
+from mggtalk.rendering.cpu_project_back import Outcome
 from mggtalk.rendering.simd import Array, compiled
 
 
@@ -63,14 +65,13 @@ def blend_back_all(
 
 
 @compiled(parallel=True)
-def project_back_all(
-    parts: int, plan: Plan, scene: Scene, lists: Lists, gathered: Array, reached: Array, outcome: Outcome
-) -> None:
+def project_back_all(parts: int, plan: Plan, scene: Scene, lists: Lists, gathered: Array, reached: Array, outcome: Outcome) -> None:
     """:func:`project_back_part` on every thread."""
     for part in numba.prange(parts):
         project_back_part(part, plan, scene, lists, gathered, reached, outcome)
 
 
+config: Any = numba.config  # filled in when Numba is imported
 PATIENCE = 2.0  # seconds; what is on disk already loads faster
 
 
@@ -108,7 +109,7 @@ def _start(process: _Process) -> None:
 def threads() -> Iterator[int]:
     """How many threads the stages inside may use: as many as torch, or 1 where more are unsafe (see the top of this file)."""
     process = _process
-    parts = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    parts = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)
     if parts == 1 or process.forked or not process.busy.acquire(blocking=False):
         yield 1
         return

@@ -11,18 +11,20 @@ import inspect
 import logging
 import operator
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numba
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+from numba.extending import lower_builtin, models, register_model, type_callable
 
 Vector: TypeAlias = Any
 Mask: TypeAlias = Any
 Array: TypeAlias = Any
 LANES = 16
+intrinsic: Any = extending.intrinsic  # its own annotation is that of the function that writes code, not of the one that is called
 _INT, _LONG, _SHORT, _BIT = (ir.IntType(bits) for bits in (32, 64, 16, 1))
 _FLOATS, _INTS, _BITS = (ir.VectorType(kind, LANES) for kind in (ir.FloatType(), _INT, _BIT))
 
@@ -35,12 +37,21 @@ def compiled(*, parallel: bool = False, inline: bool = False) -> Callable[[Calla
         options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "parallel": parallel, "forceinline": inline}
         options["_nrt"] = parallel  # without Numba's memory manager no reference is counted, and no kernel may make an array
         try:
-            return numba.njit(cache=not inline, **options)(bare)
+            return _watching_all_sources(numba.njit(cache=not inline, **options)(bare))
         except RuntimeError as error:  # no folder can be written
             logging.getLogger(__name__).info("%s is compiled anew in every process: %s", bare.__name__, error)
             return numba.njit(**options)(bare)
 
     return decorate
+
+
+def _watching_all_sources(dispatcher: Any) -> Any:
+    """Discard what is on disk when any file of this folder changes: by itself Numba looks at the file of the function alone."""
+    on_disk = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if on_disk is not None:
+        states = [(path.name, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py"))]
+        on_disk._source_stamp = on_disk._source_stamp, tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
+    return dispatcher
 
 
 class VectorType(types.Type):
@@ -58,12 +69,22 @@ class MaskType(types.Type):
 
 
 VECTOR, MASK = VectorType(), MaskType()
-register_model(VectorType)(type("VectorModel", (models.PrimitiveModel,), {"__init__": lambda self, dmm, fe: _primitive(self, dmm, fe, _FLOATS)}))
-register_model(MaskType)(type("MaskModel", (models.PrimitiveModel,), {"__init__": lambda self, dmm, fe: _primitive(self, dmm, fe, _BITS)}))
 
 
-def _primitive(self: Any, manager: Any, kind: Any, value: ir.Type) -> None:
-    models.PrimitiveModel.__init__(self, manager, kind, value)
+@register_model(VectorType)
+class VectorModel(models.PrimitiveModel):
+    """16 floats in registers."""
+
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _FLOATS)
+
+
+@register_model(MaskType)
+class MaskModel(models.PrimitiveModel):
+    """16 bits in a register."""
+
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _BITS)
 
 
 def _constant(kind: ir.VectorType, value: float | int) -> ir.Constant:

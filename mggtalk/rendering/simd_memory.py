@@ -7,9 +7,8 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from mggtalk.rendering.simd import _BITS, _FLOATS, _INT, _LONG, _SHORT, LANES, MASK, VECTOR, _call, _pick
+from mggtalk.rendering.simd import _BITS, _FLOATS, _INT, _LONG, _SHORT, LANES, MASK, VECTOR, _call, _pick, intrinsic
 
 _POINTER_ALIGNMENT = 4  # of float32 arrays; no more is known
 
@@ -107,7 +106,7 @@ def _row_part(builder: Any, vectors: list[Any], part: int) -> Any:
 
 @intrinsic
 def sums(typing: Any, vectors: Any) -> Any:
-    """The sum over the lanes of each of up to 16 vectors (a tuple): that of the k-th in lane k, 0 in lanes beyond; order of adding fixed."""
+    """The sum over the lanes of each of up to 16 vectors (a tuple): that of the k-th in lane k, 0 in lanes beyond."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         zero = ir.Constant(_FLOATS, [0.0] * LANES)
@@ -153,7 +152,8 @@ def bit_of_each(typing: Any, words: Any, first: Any, bit: Any) -> Any:
         address = builder.bitcast(_address(context, builder, signature.args[0], *arguments[:2]), kind.as_pointer())
         loaded = builder.load(address)
         loaded.align = 2
-        single = builder.insert_element(ir.Constant(kind, ir.Undefined), builder.shl(_SHORT(1), builder.trunc(arguments[2], _SHORT)), _INT(0))
+        power = builder.shl(_SHORT(1), builder.trunc(arguments[2], _SHORT))
+        single = builder.insert_element(ir.Constant(kind, ir.Undefined), power, _INT(0))
         chosen = builder.and_(loaded, _pick(builder, single, single, [0] * 64))
         return builder.bitcast(builder.icmp_unsigned("!=", chosen, ir.Constant(kind, [0] * 64)), _LONG)
 
