@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from datasets_toolkit.face_regions import CHIN
+from datasets_toolkit.face_regions import CHIN, FACE_OVAL
 from datasets_toolkit.schema import Region
 from mggtalk.geometry.cameras import project
 from mggtalk.geometry.head_points import visible_points
@@ -45,6 +45,8 @@ from mggtalk.modules.refiner import GeometryRefiner
 from mggtalk.rendering.renderer import Renderer
 from mggtalk.types import Camera, Frame, Gaussians, HeadPoints, Identity, Pair, PointCloud, Reenactment, Surface, cat
 
+STILL = 3.0 / 256
+"""How far (in widths of the image, root mean square over the face's rim) a head may move before what lies behind it is the fill."""
 EYES_AND_MOUTH = (Region.LEFT_EYE, Region.RIGHT_EYE, Region.MOUTH)
 
 
@@ -112,6 +114,7 @@ class MGGTalk(nn.Module):
             points=points,
             visible_features=sample(features, points.visible.pixels / 2),
             mirrored_features=sample(features, points.mirrored.pixels / 2),
+            image=frame.image,
             background=background,
             torso=torso - (1 - torso_alpha) * background,
             torso_alpha=torso_alpha,
@@ -163,7 +166,18 @@ class MGGTalk(nn.Module):
         pivot = torso.head_to_camera.new_tensor(PIVOT).expand(len(identity.background), 1, 3)
         moved = project(pivot, torso)[0] - project(pivot, identity.camera)[0]
         alpha = shift(identity.torso_alpha, moved[:, 0])
-        return shift(identity.torso, moved[:, 0]) + (1 - alpha) * identity.background
+        behind = shift(identity.torso, moved[:, 0]) + (1 - alpha) * identity.background
+        still = self.stillness(identity, camera)[:, None, None, None]
+        return still * identity.image + (1 - still) * behind
+
+    def stillness(self, identity: Identity, camera: Camera) -> Float[Tensor, " b"]:
+        """1 where the head is where the source shows it, falling to exp(-1) when it has moved by :data:`STILL`.
+
+        Behind a head that has hardly moved lies the source itself, to the last hair of its outline; no fill is as good.
+        """
+        rim = self.deformation.face_model.mean[list(FACE_OVAL)].expand(len(identity.image), -1, -1)
+        moved = project(rim, camera)[0] - project(rim, identity.camera)[0]
+        return torch.exp(-moved.square().sum(-1).mean(-1) / (STILL * identity.image.shape[-1]) ** 2)
 
     def gaussians(self, identity: Identity, expression: Float[Tensor, "b e"], camera: Camera) -> tuple[Gaussians, Gaussians]:
         """The Gaussians of an identity under an expression and a camera, before and after densification."""

@@ -188,6 +188,7 @@ class Identity(TensorRecord):
     points: HeadPoints
     visible_features: Float[Tensor, "*batch n c"]
     mirrored_features: Float[Tensor, "*batch m c"]
+    image: Float[Tensor, "*batch 3 h w"]  # the source
     background: Float[Tensor, "*batch 3 h w"]  # inpainted behind the whole person
     torso: Float[Tensor, "*batch 3 h w"]  # the torso, inpainted behind the head, multiplied by its alpha
     torso_alpha: Float[Tensor, "*batch 1 h w"]  # of the torso alone
