@@ -106,7 +106,7 @@ def _track(parsed: argparse.Namespace) -> None:
         raise UserError(f"{parsed.output}: a motion file ends in .safetensors")
     info = probe(parsed.video)
     with TalkingHead.from_pretrained(assets=parsed.assets) as head:
-        motion, rate = _timed_track(head, parsed.video, parsed.face, parsed.smooth)
+        motion, rate = _timed_track(head, parsed.video, info.frames, parsed.face, parsed.smooth)
     save_motion(parsed.output, motion, fps=info.fps, source=parsed.video.name)
     print(f"{parsed.output}: {len(motion.times)} frames; tracking {rate:.1f} frames/s")
 
@@ -182,7 +182,7 @@ def _driver(parsed: argparse.Namespace, head: TalkingHead) -> tuple[Motion, Frac
 
     if parsed.motion is None:
         info = probe(parsed.driving)
-        motion, rate = _timed_track(head, parsed.driving, parsed.driving_face, parsed.smooth)
+        motion, rate = _timed_track(head, parsed.driving, info.frames, parsed.driving_face, parsed.smooth)
         print(f"tracking: {rate:.1f} frames/s")
         if parsed.audio and not info.has_audio:
             print(f"{parsed.driving}: has no sound, so the output has none")
@@ -200,12 +200,10 @@ def _rate(motion: Motion) -> Fraction:
     return Fraction((len(motion.times) - 1) / span).limit_denominator(1001) if span > 0 else Fraction(25)
 
 
-def _timed_track(head: TalkingHead, video: Path, face: int, smooth: bool) -> tuple[Motion, float]:
-    from datasets_toolkit.video import probe
-
+def _timed_track(head: TalkingHead, video: Path, frames: int | None, face: int, smooth: bool) -> tuple[Motion, float]:
     start = time.perf_counter()
-    with _bar("tracking", probe(video).frames) as bar:
-        motion = head.track(video, face=face, smooth=smooth, progress=lambda frames: _counted(frames, bar))
+    with _bar("tracking", frames) as bar:
+        motion = head.track(video, face=face, smooth=smooth, progress=lambda decoded: _counted(decoded, bar))
     return motion, len(motion.times) / (time.perf_counter() - start)
 
 

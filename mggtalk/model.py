@@ -31,9 +31,9 @@ from datasets_toolkit.face_regions import CHIN, FACE_OVAL
 from datasets_toolkit.schema import Region
 from mggtalk.geometry.cameras import project
 from mggtalk.geometry.head_points import visible_points
-from mggtalk.geometry.images import dilate, sample, shift
+from mggtalk.geometry.images import dilate, nearest, sample, shift
 from mggtalk.geometry.inner_parts import inner_points
-from mggtalk.geometry.layers import Layers, take_apart
+from mggtalk.geometry.layers import Layers, one_of, take_apart
 from mggtalk.geometry.neck import PIVOT, bend, torso_camera
 from mggtalk.geometry.surface import normals_from_depth
 from mggtalk.geometry.symmetry import hidden_behind, mirror_cloud, voxel_filter
@@ -210,11 +210,7 @@ def _base(deformed: Deformed, cloud: PointCloud) -> Gaussians:
 
 def _mirrors(visible: PointCloud, frame: Frame) -> Tensor:
     """Points worth mirroring: not eyes and mouth, which have generic parts behind them, and nothing that rests with the torso."""
-    height, width = frame.parsing.shape[-2:]
-    column = visible.pixels[..., 0].long().clamp(0, width - 1)
-    row = visible.pixels[..., 1].long().clamp(0, height - 1)
-    labels = frame.parsing.flatten(1).gather(1, row * width + column)
-    inner = torch.isin(labels, torch.tensor([int(region) for region in EYES_AND_MOUTH], dtype=labels.dtype, device=labels.device))
+    inner = one_of(nearest(frame.parsing[:, None], visible.pixels)[..., 0], EYES_AND_MOUTH)
     return visible.mask & ~inner & (visible.head_weight > 0.5)
 
 

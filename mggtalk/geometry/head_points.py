@@ -18,8 +18,8 @@ from datasets_toolkit.schema import Region
 from mggtalk.geometry.binding import Binding, bind
 from mggtalk.geometry.cameras import invert_rigid, pixel_centres, project, unproject
 from mggtalk.geometry.face_model import FaceModel
-from mggtalk.geometry.images import dilate, push_pull, sample
-from mggtalk.geometry.layers import Layers
+from mggtalk.geometry.images import dilate, nearest, push_pull, sample
+from mggtalk.geometry.layers import Layers, one_of
 from mggtalk.types import Camera, Frame, PointCloud, Surface, TensorRecord
 
 CHILD_STEPS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
@@ -61,7 +61,7 @@ def visible_points(frame: Frame, layers: Layers, surface: Surface, face_model: F
         ValueError: more points than ``capacity``.
     """
     grid = _compact(_candidates(frame, layers), capacity)
-    labels = _nearest(frame.parsing[:, None].float(), grid.pixels)[..., 0].round().to(torch.uint8)
+    labels = nearest(frame.parsing[:, None], grid.pixels)[..., 0]
     depth = sample(push_pull(surface.depth, surface.mask.to(surface.depth)), grid.pixels)[..., 0]
     binding, behind = _bind(frame, grid.pixels, labels, face_model)
     positions = unproject(grid.pixels, depth + behind, frame.camera)
@@ -87,7 +87,7 @@ def visible_points(frame: Frame, layers: Layers, surface: Surface, face_model: F
 def _candidates(frame: Frame, layers: Layers) -> _Grid:
     """Every second pixel corner, and every pixel near the fine regions instead of it."""
     batch, _, height, width = frame.image.shape
-    fine = torch.isin(frame.parsing, torch.tensor([int(r) for r in FINE], dtype=torch.uint8, device=frame.parsing.device))
+    fine = one_of(frame.parsing, FINE)
     near = dilate(fine[:, None].to(frame.image), 2)
     cells = torch.nn.functional.max_pool2d(near, 2)  # a cell is fine as a whole, or points would overlap
     shown = torch.nn.functional.max_pool2d((layers.head > 1 / 255).to(near), 2)
@@ -108,14 +108,6 @@ def _compact(grid: _Grid, capacity: int | None) -> _Grid:
     return _Grid(
         pixels=grid.pixels.gather(1, order[..., None].expand(-1, -1, 2)), steps=grid.steps.gather(1, order), mask=grid.mask.gather(1, order)
     )
-
-
-def _nearest(image: Tensor, pixels: Tensor) -> Tensor:
-    height, width = image.shape[-2:]
-    column = pixels[..., 0].floor().long().clamp(0, width - 1)
-    row = pixels[..., 1].floor().long().clamp(0, height - 1)
-    index = (row * width + column)[:, None].expand(-1, image.shape[1], -1)
-    return image.flatten(2).gather(2, index).mT
 
 
 def _child_pixels(grid: _Grid) -> Float[Tensor, "b n k 2"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
 
@@ -44,6 +44,15 @@ def sample(image: Float[Tensor, "*batch c h w"], pixels: Float[Tensor, "*batch n
     flat = image.reshape(-1, *image.shape[-3:])
     values = grid_sample(flat, grid.reshape(flat.shape[0], 1, -1, 2), mode="bilinear", padding_mode="border", align_corners=False)
     return values[:, :, 0].mT.reshape(*batch, *pixels.shape[-2:-1], image.shape[-3])
+
+
+def nearest(image: Shaped[Tensor, "b c h w"], pixels: Float[Tensor, "b n 2"]) -> Shaped[Tensor, "b n c"]:
+    """The pixels (any dtype) that hold pixel coordinates; beyond the border the edge is repeated. For labels, which must not mix."""
+    height, width = image.shape[-2:]
+    column = pixels[..., 0].floor().long().clamp(0, width - 1)
+    row = pixels[..., 1].floor().long().clamp(0, height - 1)
+    index = (row * width + column)[:, None].expand(-1, image.shape[1], -1)
+    return image.flatten(2).gather(2, index).mT
 
 
 def shift(image: Float[Tensor, "b c h w"], pixels: Float[Tensor, "b 2"]) -> Float[Tensor, "b c h w"]:

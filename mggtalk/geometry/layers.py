@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from datasets_toolkit.schema import HEAD_REGIONS, Region
@@ -37,7 +37,7 @@ class Layers(TensorRecord):
 def take_apart(frame: Frame, chin: Float[Tensor, " b"]) -> Layers:
     """Split an annotated source (batched) into layers; ``chin`` is the canonical height of its chin, cm."""
     labels = frame.parsing[:, None]
-    is_head = _one_of(labels, HEAD_REGIONS).to(frame.image)
+    is_head = one_of(labels, HEAD_REGIONS).to(frame.image)
     is_torso = (labels == Region.TORSO).to(frame.image)
     person = ((labels != Region.BACKGROUND) & (frame.matte > 0.5)).to(frame.image)
     share = push_pull(is_head, person)  # who the soft edge of the person belongs to
@@ -57,7 +57,8 @@ def take_apart(frame: Frame, chin: Float[Tensor, " b"]) -> Layers:
     )
 
 
-def _one_of(labels: Tensor, regions: tuple[Region, ...]) -> Tensor:
+def one_of(labels: UInt8[Tensor, "*shape"], regions: tuple[Region, ...]) -> Bool[Tensor, "*shape"]:
+    """Where the label is one of ``regions``."""
     return torch.isin(labels, torch.tensor([int(region) for region in regions], dtype=labels.dtype, device=labels.device))
 
 
