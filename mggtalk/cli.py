@@ -69,7 +69,10 @@ def _add_animate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=256, help="pixels a side of the rendered crop (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default %(default)s)")
     parser.add_argument(
-        "--renderer", choices=("auto", "cpu", "reference"), default="auto", help="auto: cpu (compiled) on a CPU, else reference (PyTorch)"
+        "--renderer",
+        choices=("auto", "cpu", "cuda", "reference"),
+        default="auto",
+        help="auto: cpu (compiled) on a CPU, cuda (gsplat) on an NVIDIA GPU, reference (PyTorch) elsewhere",
     )
     view = parser.add_mutually_exclusive_group()
     view.add_argument("--crop", dest="full_frame", action="store_false", default=False, help="write the square around the head (default)")
@@ -121,11 +124,13 @@ def _animate(parsed: argparse.Namespace) -> None:
         pose=parsed.pose, expression=parsed.expression, pose_scale=parsed.pose_scale, expression_scale=parsed.expression_scale
     )
     device = _device(parsed.device)
-    if parsed.renderer == "cpu" and not device.startswith("cpu"):
-        raise UserError(f"--renderer cpu: does not run on --device {device}; use --renderer auto, or --device cpu")
+    if parsed.renderer in ("cpu", "cuda") and not device.startswith(parsed.renderer):
+        wanted = parsed.renderer
+        raise UserError(f"--renderer {wanted}: does not run on --device {device}; use --renderer auto, or --device {wanted}")
     with TalkingHead.from_pretrained(
         parsed.model or BASES, size=parsed.size, device=device, renderer=parsed.renderer, assets=parsed.assets
     ) as head:
+        print(f"renderer: {type(head.model.renderer).__name__} on {device}")
         start = time.perf_counter()
         avatar = head.reconstruct(parsed.source, face=parsed.face)
         print(f"building the portrait: {time.perf_counter() - start:.1f} s")

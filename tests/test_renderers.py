@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from render_scenes import flat, front_camera, random_scene, slow_twin
+from render_scenes import CudaRendererOverTheOracle, flat, front_camera, random_scene, slow_twin, slow_twin_and_thresholds
 from torch import Tensor
 
 import mggtalk.rendering
@@ -31,22 +31,37 @@ def subclasses(parent: type[Renderer]) -> Iterator[type[Renderer]]:
         yield from subclasses(child)
 
 
-def members() -> list[object]:
-    """Every concrete renderer of the package; one whose dependency or device is missing here is shown as skipped."""
-    found: list[object] = []
+def members() -> tuple[list[object], list[object]]:
+    """Every concrete renderer of the package: those that run here, and those whose dependency or device is missing, marked as skipped.
+
+    Among the first is the wrapper around gsplat with the oracle in gsplat's place, which needs no GPU.
+    """
+    here: list[object] = [pytest.param(CudaRendererOverTheOracle, id=CudaRendererOverTheOracle.__name__)]
+    missing: list[object] = []
     for module in pkgutil.iter_modules(mggtalk.rendering.__path__, "mggtalk.rendering."):
         try:
             importlib.import_module(module.name)
         except ImportError as error:
-            found.append(pytest.param(None, id=module.name, marks=pytest.mark.skip(reason=str(error))))
+            missing.append(pytest.param(None, id=module.name, marks=pytest.mark.skip(reason=str(error))))
     for kind in sorted(set(subclasses(Renderer)), key=lambda kind: kind.__name__):  # type: ignore[type-abstract]
-        if kind.__module__.startswith("mggtalk.") and not inspect.isabstract(kind):
-            usable = "cpu" in kind.devices or (torch.cuda.is_available() and "cuda" in kind.devices)
-            found.append(pytest.param(kind, id=kind.__name__, marks=[] if usable else pytest.mark.skip(reason="needs another device")))
-    return found
+        if not kind.__module__.startswith("mggtalk.") or inspect.isabstract(kind):
+            continue
+        if "cpu" in kind.devices or (torch.cuda.is_available() and "cuda" in kind.devices):
+            here.append(pytest.param(kind, id=kind.__name__))
+        else:
+            skip = pytest.mark.skip(
+                reason=f"{kind.__name__} needs a device of type {' or '.join(kind.devices)}: its contract is not tested"
+            )
+            missing.append(pytest.param(kind, id=kind.__name__, marks=skip))
+    return here, missing
 
 
-every_renderer = pytest.mark.parametrize("kind", members())
+every_renderer = pytest.mark.parametrize("kind", members()[0])
+
+
+@pytest.mark.parametrize("kind", members()[1])
+def test_renderers_that_cannot_run_here(kind: type[Renderer]) -> None:
+    raise AssertionError(f"{kind} is neither tested nor skipped")
 
 
 def moved(kind: type[Renderer], dtype: torch.dtype | None = None) -> dict[str, Any]:
@@ -77,14 +92,20 @@ def render(
     return kind()(gaussians.to(**place), camera.to(**place), size, there).to(dtype=torch.float64, device="cpu")
 
 
-def assert_close(dtype: torch.dtype, ours: Rendering, wanted: Rendering) -> None:
-    """Equal, but that float32 may flip a pixel at the threshold of 1/255."""
+def flips(dtype: torch.dtype, ours: Rendering, wanted: Rendering, close: Tensor) -> int:
+    """How many pixels differ because rounding to float32 moved an alpha or a transmittance over its threshold.
+
+    All others must agree, and those that lie ``close`` to a threshold may differ by no more than one faint splat; in float64 none may.
+    """
+    exactly, flipped = dtype == torch.float64, torch.zeros_like(close)
     for name in ("image", "alpha", "depth"):
-        error = (getattr(ours, name) - getattr(wanted, name)).abs() / (20 if name == "depth" else 1)
-        if dtype == torch.float64:
-            assert error.max() < 1e-9, name
-        else:
-            assert (error > 2e-4).double().mean() < 5e-3 and error.median() < 1e-5, name
+        error = ((getattr(ours, name) - getattr(wanted, name)).abs() / (20 if name == "depth" else 1)).amax(dim=0, keepdim=True)[0]
+        if name == "depth":  # a quotient: its error grows where little is seen
+            error = error * wanted.alpha[0]
+        assert torch.where(close & (not exactly), 0, error).max() < (1e-9 if exactly else 5e-5), name
+        assert error.max() < 0.01, name
+        flipped |= error >= 5e-5
+    return int(flipped.sum())
 
 
 @every_renderer
@@ -120,37 +141,99 @@ def test_two_gaussians_blend_by_hand(kind: type[Renderer]) -> None:
 def test_agrees_with_the_slow_twin(kind: type[Renderer], seed: int, count: int, height: int, width: int) -> None:
     gaussians, camera, background = random_scene(seed, count, (height, width))
     with torch.no_grad():
-        wanted = slow_twin(gaussians, camera, (height, width), background)
+        wanted, close = slow_twin_and_thresholds(gaussians, camera, (height, width), background)
         for dtype in kind.dtypes:
-            assert_close(dtype, render(kind, gaussians, camera, (height, width), background, dtype), wanted)
+            flips(dtype, render(kind, gaussians, camera, (height, width), background, dtype), wanted, close)
+
+
+@every_renderer
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 33), (15, 64), (70, 9)])
+def test_threshold_flips_are_rare_for_every_size_of_image(
+    kind: type[Renderer], size: tuple[int, int], record_property: Callable[[str, object], None]
+) -> None:
+    gaussians, camera, background = random_scene(31, 60, size)
+    with torch.no_grad():
+        wanted, close = slow_twin_and_thresholds(gaussians, camera, size, background)
+    for dtype in kind.dtypes:
+        counted = flips(dtype, render(kind, gaussians, camera, size, background, dtype), wanted, close)
+        record_property(f"pixels flipped in {dtype}", f"{counted} of {close.numel()}, {int(close.sum())} close to a threshold")
+        assert counted <= 0.002 * close.numel()
+
+
+@every_renderer
+def test_huge_and_tiny_gaussians_agree_with_the_slow_twin(kind: type[Renderer]) -> None:
+    """Standard deviations from a millionth of a pixel to a thousand images."""
+    size = (20, 27)
+    gaussians, camera, background = random_scene(21, 40, size)
+    exponents = torch.linspace(-7, -3, 20, dtype=torch.float64), torch.linspace(1.5, 3.5, 20, dtype=torch.float64)
+    round_, longer = torch.cat(exponents).pow_(1).mul(math.log(10)).exp()[:, None], torch.tensor([1.0, 1.5, 2.0], dtype=torch.float64)
+    gaussians = replace(gaussians, scales=round_ * longer, opacities=0.05 + 0.3 * gaussians.opacities)
+    with torch.no_grad():
+        wanted, close = slow_twin_and_thresholds(gaussians, camera, size, background)
+    for dtype in kind.dtypes:
+        flips(dtype, render(kind, gaussians, camera, size, background, dtype), wanted, close)
+    assert wanted.alpha.min() > 0.5
 
 
 def gradients(
-    function: Callable[..., Rendering], gaussians: Gaussians, camera: Camera, background: Tensor, size: tuple[int, int]
+    function: Callable[..., Rendering],
+    gaussians: Gaussians,
+    camera: Camera,
+    background: Tensor,
+    size: tuple[int, int],
+    left_out: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients of a fixed random projection of all outputs, to every input a renderer is differentiable to."""
+    """Gradients of a fixed random projection of all outputs, to every input a renderer is differentiable to; without some pixels."""
     leaves = {name: getattr(gaussians, name).clone().requires_grad_() for name in FIELDS}
     leaves |= {"head_to_camera": camera.head_to_camera.clone().requires_grad_(), "background": background.clone().requires_grad_()}
     own = replace(gaussians, **{name: leaves[name] for name in FIELDS})
     rendering = function(own, replace(camera, head_to_camera=leaves["head_to_camera"]), size, leaves["background"])
     generator = torch.Generator().manual_seed(0)
-    parts = [part * torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part) for part in rendering.__dict__.values()]
+    weights = [torch.randn(part.shape, generator=generator, dtype=torch.float64) for part in vars(rendering).values()]
+    weights = weights if left_out is None else [weight * ~left_out for weight in weights]
+    parts = [part * weight.to(part) for part, weight in zip(vars(rendering).values(), weights, strict=True)]
     torch.stack([part.sum() for part in parts]).sum().backward()
     return {name: leaf.grad.double().cpu() for name, leaf in leaves.items() if leaf.grad is not None}
 
 
 @every_renderer
-@pytest.mark.parametrize("seed", [0, 1])
-def test_gradients_agree_with_the_slow_twin(kind: type[Renderer], seed: int) -> None:
+@pytest.mark.parametrize(("seed", "channels"), [(0, 3), (1, 1), (2, 16)])
+def test_gradients_agree_with_the_slow_twin(kind: type[Renderer], seed: int, channels: int) -> None:
+    """Each within 1e-4 of its length; in float32 without the pixels at which rounding may flip a threshold."""
     size = (19, 23)
-    gaussians, camera, background = random_scene(seed, 24, size)
+    gaussians, camera, background = random_scene(seed, 24, size, channels)
+    _, close = slow_twin_and_thresholds(gaussians, camera, size, background)
+    left_out = None if torch.float64 in kind.dtypes else close
     place = moved(kind)
-    ours = gradients(kind(), gaussians.to(**place), camera.to(**place), background.to(**place), size)
-    wanted = gradients(slow_twin, gaussians, camera, background, size)
+    ours = gradients(kind(), gaussians.to(**place), camera.to(**place), background.to(**place), size, left_out)
+    wanted = gradients(slow_twin, gaussians, camera, background, size, left_out)
+    assert close.double().mean() < 0.2
     for name in wanted:
         error = (ours[name] - wanted[name]).norm() / wanted[name].norm()
         assert wanted[name].norm() > 0
-        assert error < (1e-8 if torch.float64 in kind.dtypes else 5e-3), name
+        assert error < (1e-8 if torch.float64 in kind.dtypes else 1e-4), name
+
+
+@every_renderer
+@pytest.mark.parametrize("points", [7, 33])
+def test_gradients_of_a_batch_are_those_of_its_images(kind: type[Renderer], points: int) -> None:
+    """Above all those of the cameras: a GPU adds them up in groups of threads that may reach from image to image."""
+    size, place = (13, 18), moved(kind)
+    scenes = [random_scene(seed, points, size) for seed in range(3)]
+    moved_scenes = [(own.to(**place), camera.to(**place), background.to(**place)) for own, camera, background in scenes]
+    batch, cameras = stack([scene[0] for scene in moved_scenes]), stack([scene[1] for scene in moved_scenes])
+    weights = torch.randn(3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(**place)
+
+    def found(own: Gaussians, camera: Camera, weight: Tensor) -> list[Tensor]:
+        leaves = [getattr(own, name).clone().requires_grad_() for name in FIELDS] + [camera.head_to_camera.clone().requires_grad_()]
+        own = replace(own, **dict(zip(FIELDS, leaves, strict=False)))
+        rendering = kind()(own, replace(camera, head_to_camera=leaves[-1]), size)
+        return list(torch.autograd.grad(((rendering.image.sum(dim=-3) + rendering.alpha[..., 0, :, :]) * weight).sum(), leaves))
+
+    together = found(batch, cameras, weights)
+    for index, (own, camera, _) in enumerate(moved_scenes):
+        for name, ours, alone in zip([*FIELDS, "head_to_camera"], together, found(own, camera, weights[index]), strict=True):
+            assert (ours[index] - alone).norm() <= 1e-5 * alone.norm(), name
 
 
 @every_renderer
@@ -268,7 +351,32 @@ def test_disagreeing_sizes_are_refused(kind: type[Renderer]) -> None:
 
 
 @every_renderer
-@pytest.mark.parametrize("channels", [0, 1, 16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened_and_autocast_is_off_inside(kind: type[Renderer], dtype: torch.dtype) -> None:
+    """Rounded inputs, as autocast leaves them, are rendered as float32 renders the same numbers."""
+    size, place = (14, 10), moved(kind, torch.float32)
+    gaussians, camera, background = random_scene(15, 30, size)
+    rounded = gaussians.to(dtype).to(**place)
+    wanted = kind()(rounded, camera.to(**place), size, background.to(**place))
+    mixed = replace(rounded, features=rounded.features.to(dtype), opacities=rounded.opacities.to(dtype))
+    with torch.autocast(place["device"], dtype=torch.bfloat16):
+        ours = kind()(mixed, camera.to(**place), size, background.to(**place))
+    for name, part in vars(ours).items():
+        assert part.dtype == torch.float32
+        torch.testing.assert_close(part, getattr(wanted, name), atol=0, rtol=0)
+
+
+@every_renderer
+@pytest.mark.parametrize(
+    "wrong", [{"eps2d": -0.1}, {"near": 0.0}, {"alpha_min": 0.0}, {"alpha_max": 1.0}, {"transmittance_min": -1.0}, {"near": math.nan}]
+)
+def test_settings_out_of_range_are_refused_by_name(kind: type[Renderer], wrong: dict[str, float]) -> None:
+    with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):  # gsplat's thresholds are no settings
+        kind(**wrong)
+
+
+@every_renderer
+@pytest.mark.parametrize("channels", [0, 1, 3, 5, 16, 32, 40])
 def test_batches_equal_singles_for_any_number_of_features(kind: type[Renderer], channels: int) -> None:
     size = (11, 18)
     scenes = [random_scene(seed, 15, size, channels) for seed in range(4)]

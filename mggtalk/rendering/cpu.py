@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mggtalk.rendering.cpu_layout import Scene
-from mggtalk.rendering.cpu_splat import Settings, Trace, flat, images_of, plan_of, splat, splat_back
-from mggtalk.rendering.renderer import Renderer
+from mggtalk.rendering.cpu_splat import Trace, flat, images_of, plan_of, splat, splat_back
+from mggtalk.rendering.renderer import Renderer, Settings
 from mggtalk.types import Camera, Gaussians, Rendering
 
 LEAST = 16  # Gaussians: as many as a vector holds
@@ -27,32 +27,11 @@ class CpuRenderer(Renderer):
     The first rendering on a machine compiles for some 20 s and says so on stderr; the result is kept on disk, beside the source if that
     can be written, else in the user's cache, or where ``NUMBA_CACHE_DIR`` says.
 
-    Args:
-        eps2d: added to the diagonal of the projected covariance, pixels^2.
-        near: Gaussians nearer than this are dropped, cm.
-        alpha_min: a smaller alpha is skipped; at least 1e-6.
-        alpha_max: alpha is clamped to this, less than 1.
-        transmittance_min: blending stops before the Gaussian that would bring the transmittance to this or below; not negative.
-
-    Raises:
-        ValueError: a setting is outside these limits.
+    Its settings are those of :class:`Renderer`.
     """
 
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32,)
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
-
-    def __init__(
-        self,
-        *,
-        eps2d: float = 0.3,
-        near: float = 0.01,
-        alpha_min: float = 1 / 255,
-        alpha_max: float = 0.999,
-        transmittance_min: float = 1e-4,
-    ) -> None:
-        if not (alpha_min >= 1e-6 and alpha_max < 1 and transmittance_min >= 0):
-            raise ValueError(f"alpha_min {alpha_min}, alpha_max {alpha_max} or transmittance_min {transmittance_min} is out of range")
-        self.settings = Settings(eps2d=eps2d, near=near, alpha_min=alpha_min, alpha_max=alpha_max, transmittance_min=transmittance_min)
 
     def render(self, gaussians: Gaussians, camera: Camera, size: tuple[int, int], background: Tensor | None) -> Rendering:
         """As :meth:`Renderer.__call__`, for checked inputs with exactly one batch dimension."""

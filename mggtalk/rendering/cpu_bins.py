@@ -6,9 +6,17 @@ import numpy as np
 
 from mggtalk.rendering.cpu_layout import CHUNK, Lists, Pairs, Plan
 from mggtalk.rendering.simd import Array, compiled
-from mggtalk.rendering.simd_memory import prefetch
+from mggtalk.rendering.simd_memory import peek, poke, prefetch
 
 DIGITS = 4096  # at most
+
+
+@compiled(inline=True)
+def increase(numbers: Array, place: int, step: int) -> int:
+    """Add to a number; returns what it was."""
+    before = peek(numbers, place)
+    poke(numbers, place, before + step)
+    return before
 
 
 @compiled()
@@ -20,14 +28,14 @@ def sort_splats(plan: Plan, lists: Lists) -> int:
     count, slot = 0, 0
     smallest, largest = np.uint64(0xFFFFFFFF), np.uint64(0)
     for chunk in range((plan.points + CHUNK - 1) // CHUNK):
-        area = lists.visible[2 * chunk + 1]
-        lists.visible[2 * chunk + 1] = slot
+        area = peek(lists.visible, 2 * chunk + 1)
+        poke(lists.visible, 2 * chunk + 1, slot)
         slot += area
-        for place in range(chunk * CHUNK, chunk * CHUNK + lists.visible[2 * chunk]):
-            key = lists.keys[place]
+        for place in range(chunk * CHUNK, chunk * CHUNK + peek(lists.visible, 2 * chunk)):
+            key = peek(lists.keys, place)
             depth = key >> np.uint64(32)
             smallest, largest = min(smallest, depth), max(largest, depth)
-            lists.keys[count] = key
+            poke(lists.keys, count, key)
             count += 1
     if count > 0:
         bits = 12 if largest - smallest < np.uint64(1 << 24) else 8
@@ -44,17 +52,16 @@ def radix_pass(source: Array, target: Array, histogram: Array, count: int, small
     histogram[:digits] = 0
     offset, digit_shift, lowest = smallest << np.uint64(32), np.uint64(shift), np.uint64(digits - 1)
     for place in range(count):
-        histogram[((source[place] - offset) >> digit_shift) & lowest] += 1
+        increase(histogram, np.int64(((peek(source, place) - offset) >> digit_shift) & lowest), 1)
     running = 0
     for digit in range(digits):
-        here = histogram[digit]
-        histogram[digit] = running
+        here = peek(histogram, digit)
+        poke(histogram, digit, running)
         running += here
     for place in range(count):
-        key = source[place]
-        digit = ((key - offset) >> digit_shift) & lowest
-        target[histogram[digit]] = key
-        histogram[digit] += 1
+        key = peek(source, place)
+        digit = np.int64(((key - offset) >> digit_shift) & lowest)
+        poke(target, increase(histogram, digit, 1), key)
 
 
 @compiled(inline=True)
@@ -67,7 +74,7 @@ def sides(rect: int) -> tuple[int, int, int, int]:
 @compiled(inline=True)
 def key_index(keys: Array, place: int) -> int:
     """Which Gaussian a key stands for."""
-    return np.int64(keys[place] & np.uint64(0xFFFFFFFF))
+    return np.int64(peek(keys, place) & np.uint64(0xFFFFFFFF))
 
 
 @compiled()
@@ -81,16 +88,16 @@ def count_part(part: int, parts: int, plan: Plan, lists: Lists, visible: int) ->
     counts[:] = 0
     for place in range(visible * part // parts, visible * (part + 1) // parts):
         prefetch(lists.rects, 2 * key_index(lists.keys, min(place + 16, visible - 1)))
-        first_column, end_column, first_row, end_row = sides(lists.rects[2 * key_index(lists.keys, place)])
-        counts[first_row * pitch + first_column] += 1
-        counts[first_row * pitch + end_column] -= 1
-        counts[end_row * pitch + first_column] -= 1
-        counts[end_row * pitch + end_column] += 1
+        first_column, end_column, first_row, end_row = sides(peek(lists.rects, 2 * key_index(lists.keys, place)))
+        increase(counts, first_row * pitch + first_column, 1)
+        increase(counts, first_row * pitch + end_column, -1)
+        increase(counts, end_row * pitch + first_column, -1)
+        increase(counts, end_row * pitch + end_column, 1)
     for row in range(plan.rows):
         running = 0
         for column in range(plan.columns):
-            running += counts[row * pitch + column]
-            counts[row * pitch + column] = running + (counts[(row - 1) * pitch + column] if row > 0 else 0)
+            running += peek(counts, row * pitch + column)
+            poke(counts, row * pitch + column, running + (peek(counts, (row - 1) * pitch + column) if row > 0 else 0))
 
 
 @compiled()
@@ -99,13 +106,13 @@ def place_lists(parts: int, plan: Plan, lists: Lists) -> int:
     pitch = plan.columns + 1
     running = 0
     for tile in range(plan.columns * plan.rows):
-        lists.starts[tile] = running
+        poke(lists.starts, tile, running)
         at = tile // plan.columns * pitch + tile % plan.columns
         for part in range(parts):
-            here = lists.counts[part * pitch * (plan.rows + 1) + at]
-            lists.counts[part * pitch * (plan.rows + 1) + at] = running
+            here = peek(lists.counts, part * pitch * (plan.rows + 1) + at)
+            poke(lists.counts, part * pitch * (plan.rows + 1) + at, running)
             running += here
-    lists.starts[plan.columns * plan.rows] = running
+    poke(lists.starts, plan.columns * plan.rows, running)
     return running
 
 
@@ -117,15 +124,14 @@ def fill_part(part: int, parts: int, plan: Plan, lists: Lists, pairs: Pairs, vis
     for place in range(visible * part // parts, visible * (part + 1) // parts):
         prefetch(lists.rects, 2 * key_index(lists.keys, min(place + 16, visible - 1)))
         index = key_index(lists.keys, place)
-        first_column, end_column, first_row, end_row = sides(lists.rects[2 * index])
-        slot = lists.visible[2 * (index // CHUNK) + 1] + np.int64(lists.rects[2 * index + 1])
+        first_column, end_column, first_row, end_row = sides(peek(lists.rects, 2 * index))
+        slot = peek(lists.visible, 2 * (index // CHUNK) + 1) + np.int64(peek(lists.rects, 2 * index + 1))
         across, column, row = end_column - first_column, first_column, first_row * pitch
         for step in range(across * (end_row - first_row)):  # one loop: the end of a short one is hard to foresee
-            target = cursors[row + column]
-            cursors[row + column] = target + 1
-            pairs.members[target] = index
+            target = increase(cursors, row + column, 1)
+            poke(pairs.members, target, index)
             if plan.for_backward:
-                pairs.slots[target] = slot + step
+                poke(pairs.slots, target, slot + step)
             last = column + 1 == end_column
             row += pitch if last else 0
             column = first_column if last else column + 1

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mggtalk.rendering.cpu_blend import block_x, block_y, inside, make_ready, read_block, weigh
+from mggtalk.rendering.cpu_blend import block_x, block_y, inside, make_ready, narrow, weigh
+from mggtalk.rendering.cpu_images import read_block
 from mggtalk.rendering.cpu_layout import BLEND_BACK, MOMENTS, TILE, VALUES, Images, Lists, Pairs, Plan
 from mggtalk.rendering.simd import Array, compiled, fma, mask_bits, minimum, reciprocal, select, splat
-from mggtalk.rendering.simd_memory import load, lowest_bit, prefetch, store, sums, take_next, total
+from mggtalk.rendering.simd_memory import load, lowest_bit, peek, poke, prefetch, store, sums, take_next, total
 
 
 @compiled(inline=True)
@@ -67,14 +68,14 @@ def blend_back_splat(plan: Plan, work: Array, ready: int, extra: int, touched: i
         u, v, full, alpha, behind, counts, lives = weigh(plan, work, ready, block_x(block), block_y(block), transmittance, lives)
         weight = select(counts, alpha * transmittance, 0.0)
         first, second, third, fourth = load(work, state + 48), load(work, state + 64), load(work, state + 80), load(work, state + 96)
-        worth = fma(first, work[ready + VALUES], load(work, state + 32))
-        worth = fma(second, work[ready + VALUES + 1], worth)
-        worth = fma(fourth, work[ready + VALUES + 3], fma(third, work[ready + VALUES + 2], worth))
+        worth = fma(first, peek(work, ready + VALUES), load(work, state + 32))
+        worth = fma(second, peek(work, ready + VALUES + 1), worth)
+        worth = fma(fourth, peek(work, ready + VALUES + 3), fma(third, peek(work, ready + VALUES + 2), worth))
         to_first, to_second = fma(weight, first, to_first), fma(weight, second, to_second)
         to_third, to_fourth = fma(weight, third, to_third), fma(weight, fourth, to_fourth)
         for value in range(4, plan.values):
             gradient = load(work, state + 48 + 16 * value)
-            worth = fma(gradient, work[ready + VALUES + value], worth)
+            worth = fma(gradient, peek(work, ready + VALUES + value), worth)
             store(work, extra + 16 * value, fma(weight, gradient, load(work, extra + 16 * value)))
         gain = weight * worth
         gained = load(work, state + 16) + gain
@@ -89,37 +90,37 @@ def blend_back_splat(plan: Plan, work: Array, ready: int, extra: int, touched: i
             alive &= ~(np.uint64(1) << np.uint64(block))
     store(sums_out, out, sums((m, mu, mv, muu, muv, mvv, to_first, to_second, to_third, to_fourth)))
     for value in range(4, plan.values):
-        sums_out[out + MOMENTS + value] = total(load(work, extra + 16 * value))
+        poke(sums_out, out + MOMENTS + value, total(load(work, extra + 16 * value)))
     return alive
 
 
-@compiled()
+@compiled(inline=True)
 def blend_back_tile(
     plan: Plan, lists: Lists, pairs: Pairs, images: Images, gradients: Images, tile: int, work: Array, gathered: Array, reached: Array
 ) -> None:
     """One tile: for the slots of its splats, whether they were reached (0 before), and what they gathered."""
     left, top = TILE * (tile % plan.columns), TILE * (tile // plan.columns)
-    start, end = lists.starts[tile], lists.starts[tile + 1]
+    start, end = peek(lists.starts, tile), peek(lists.starts, tile + 1)
     if start == end:
         return
     ready = 256 * (3 + plan.values)
     extra = ready + plan.stride
-    origin = lists.records[pairs.members[start] * plan.stride + VALUES]
+    origin = peek(lists.records, peek(pairs.members, start) * plan.stride + VALUES)
     alive = open_tile_back(plan, images, gradients, left, top, origin, work, ready)
     for place in range(start, end):
         if alive == np.uint64(0):
             break
-        prefetch(lists.records, pairs.members[min(place + 8, end - 1)] * plan.stride)
-        touched = make_ready(plan, lists.records, pairs.members[place], left, top, origin, work, ready)
+        prefetch(lists.records, peek(pairs.members, min(place + 8, end - 1)) * plan.stride)
+        touched = make_ready(plan, lists.records, peek(pairs.members, place), left, top, origin, work, ready)
         touched = np.uint64(touched) & alive
         if touched != np.uint64(0):
-            slot = np.int64(pairs.slots[place])
-            reached[slot] = 1
+            slot = np.int64(peek(pairs.slots, place))
+            poke(reached, slot, 1)
             alive = blend_back_splat(plan, work, ready, extra, touched, alive, gathered, slot * plan.gradient_stride)
 
 
-@compiled()
-def blend_back_part(
+@compiled(inline=True)
+def blend_back_tiles(
     part: int, plan: Plan, lists: Lists, pairs: Pairs, images: Images, gradients: Images, gathered: Array, reached: Array
 ) -> None:
     """Take tiles until none are left."""
@@ -129,3 +130,19 @@ def blend_back_part(
         if tile >= plan.columns * plan.rows:
             break
         blend_back_tile(plan, lists, pairs, images, gradients, tile, work, gathered, reached)
+
+
+@compiled()
+def blend_back_part(
+    part: int, plan: Plan, lists: Lists, pairs: Pairs, images: Images, gradients: Images, gathered: Array, reached: Array
+) -> None:
+    """A thread's share of the gradients of the blending, for any number of features."""
+    blend_back_tiles(part, plan, lists, pairs, images, gradients, gathered, reached)
+
+
+@compiled()
+def blend_back_part_narrow(
+    part: int, plan: Plan, lists: Lists, pairs: Pairs, images: Images, gradients: Images, gathered: Array, reached: Array
+) -> None:
+    """:func:`blend_back_part` for at most three features."""
+    blend_back_tiles(part, narrow(plan), lists, pairs, images, gradients, gathered, reached)

@@ -8,19 +8,19 @@ from mggtalk.rendering.cpu_bins import sides
 from mggtalk.rendering.cpu_layout import CAMERA, CHUNK, MOMENTS, PROJECT_BACK, Lists, Plan, Scene
 from mggtalk.rendering.cpu_project_back import Outcome, project_back_vector
 from mggtalk.rendering.simd import Array, compiled, splat
-from mggtalk.rendering.simd_memory import load, store, store_rows, take_next, total
+from mggtalk.rendering.simd_memory import load, peek, poke, store, store_rows, take_next, total
 
 
 @compiled(inline=True)
 def gather(plan: Plan, lists: Lists, gathered: Array, reached: Array, index: int, row: Array, at: int) -> bool:
     """Sum what the tiles gathered for one Gaussian, in the order of the tiles, to ``row[at ...]``; False if no tile reached it."""
-    first_column, end_column, first_row, end_row = sides(lists.rects[2 * index])
+    first_column, end_column, first_row, end_row = sides(peek(lists.rects, 2 * index))
     area = (end_column - first_column) * (end_row - first_row)
     found = False
     if area > 0:
-        first = lists.visible[2 * (index // CHUNK) + 1] + np.int64(lists.rects[2 * index + 1])
+        first = peek(lists.visible, 2 * (index // CHUNK) + 1) + np.int64(peek(lists.rects, 2 * index + 1))
         for slot in range(first, first + area):
-            if reached[slot] != 0:
+            if peek(reached, slot) != 0:
                 for part in range(0, plan.gradient_stride, 16):
                     more = load(gathered, slot * plan.gradient_stride + part)
                     store(row, at + part, load(row, at + part) + more if found else more)
@@ -48,9 +48,9 @@ def gather_rows(plan: Plan, lists: Lists, gathered: Array, reached: Array, base:
         if gather(plan, lists, gathered, reached, base + lane, work, at):
             found |= 1 << lane
             for number in range(MOMENTS + 1):
-                rows[16 * number + lane] = work[at + number]
+                poke(rows, 16 * number + lane, peek(work, at + number))
             for number in range(3):
-                rows[112 + 16 * number + lane] = lists.records[(base + lane) * plan.stride + 2 + number]
+                poke(rows, 112 + 16 * number + lane, peek(lists.records, (base + lane) * plan.stride + 2 + number))
     return found
 
 
@@ -75,10 +75,10 @@ def project_back_chunk(
             project_back_vector(plan, scene, outcome, base, rows, unused)
         for lane in range(16):
             for channel in range(plan.channels):
-                value = work[lane * plan.gradient_stride + MOMENTS + 1 + channel]
-                outcome.features[(base + lane) * plan.channels + channel] = value if (found >> lane) & 1 else np.float32(0)
+                value = peek(work, lane * plan.gradient_stride + MOMENTS + 1 + channel)
+                poke(outcome.features, (base + lane) * plan.channels + channel, value if (found >> lane) & 1 else np.float32(0))
     for number in range(CAMERA):
-        outcome.cameras[chunk * CAMERA + number] = total(load(totals, 16 * number))
+        poke(outcome.cameras, chunk * CAMERA + number, total(load(totals, 16 * number)))
 
 
 @compiled()

@@ -20,7 +20,7 @@ from mggtalk.rendering.simd import (
     split_exponent,
     sqrt,
 )
-from mggtalk.rendering.simd_memory import float_bits, load, load_rows, store, take_next
+from mggtalk.rendering.simd_memory import float_bits, load, load_rows, peek, poke, store, take_next
 
 Vectors = tuple[Vector, ...]
 
@@ -169,11 +169,12 @@ def project_part(part: int, plan: Plan, scene: Scene, lists: Lists) -> None:
             base = min(start, plan.points - 16)  # the last vector may overlap the one before
             kept = mask_bits(store_shape(plan, scene, base, out))
             for lane in range(start - base, 16):
-                lists.rects[2 * (base + lane)] = 0
-                if (kept >> np.uint32(lane)) & np.uint32(1) and scene.mask[base + lane]:
-                    lists.rects[2 * (base + lane) + 1] = area
+                poke(lists.rects, 2 * (base + lane), 0)
+                if (kept >> np.uint32(lane)) & np.uint32(1) and scene.mask[np.uint64(base + lane)]:
+                    poke(lists.rects, 2 * (base + lane) + 1, area)
                     end, area = keep(plan, scene, lists, base + lane, lane, out, end, area)
-        lists.visible[2 * chunk], lists.visible[2 * chunk + 1] = end - chunk * CHUNK, area
+        poke(lists.visible, 2 * chunk, end - chunk * CHUNK)
+        poke(lists.visible, 2 * chunk + 1, area)
 
 
 @compiled(inline=True)
@@ -182,17 +183,17 @@ def keep(plan: Plan, scene: Scene, lists: Lists, index: int, lane: int, shape: A
 
     Returns where the next key goes, and ``area`` and the tiles touched.
     """
-    first_column, end_column = np.int64(shape[144 + lane]), np.int64(shape[160 + lane])
-    first_row, end_row = np.int64(shape[176 + lane]), np.int64(shape[192 + lane])
+    first_column, end_column = np.int64(peek(shape, 144 + lane)), np.int64(peek(shape, 160 + lane))
+    first_row, end_row = np.int64(peek(shape, 176 + lane)), np.int64(peek(shape, 192 + lane))
     if first_column >= end_column or first_row >= end_row:
         return end, area
-    lists.rects[2 * index] = np.uint64(first_column | (end_column << 16) | (first_row << 32) | (end_row << 48))
+    poke(lists.rects, 2 * index, np.uint64(first_column | (end_column << 16) | (first_row << 32) | (end_row << 48)))
     at = index * plan.stride
     for place in range(9):
-        lists.records[at + place] = shape[16 * place + lane]
+        poke(lists.records, at + place, peek(shape, 16 * place + lane))
     for channel in range(plan.channels):
-        lists.records[at + VALUES + 1 + channel] = scene.features[index * plan.channels + channel]
+        poke(lists.records, at + VALUES + 1 + channel, peek(scene.features, index * plan.channels + channel))
     for channel in range(plan.channels + 1, plan.values):
-        lists.records[at + VALUES + channel] = 0
-    lists.keys[end] = (np.uint64(float_bits(shape[128 + lane])) << np.uint64(32)) | np.uint64(index)
+        poke(lists.records, at + VALUES + channel, 0)
+    poke(lists.keys, end, (np.uint64(float_bits(peek(shape, 128 + lane))) << np.uint64(32)) | np.uint64(index))
     return end + 1, area + (end_column - first_column) * (end_row - first_row)

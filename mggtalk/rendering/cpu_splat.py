@@ -11,8 +11,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mggtalk.rendering.cpu_bins import count_part, fill_part, place_lists, sort_splats
-from mggtalk.rendering.cpu_blend import blend_part
-from mggtalk.rendering.cpu_blend_back import blend_back_part
+from mggtalk.rendering.cpu_blend import blend_part, blend_part_narrow
+from mggtalk.rendering.cpu_blend_back import blend_back_part, blend_back_part_narrow
 from mggtalk.rendering.cpu_buffers import Lease, Workspace
 from mggtalk.rendering.cpu_gather import project_back_part
 from mggtalk.rendering.cpu_layout import BATCH, CAMERA, CHUNK, COUNTERS, MOMENTS, TILE, VALUES, Images, Lists, Pairs, Plan, Scene
@@ -21,24 +21,30 @@ from mggtalk.rendering.cpu_project_back import Outcome
 from mggtalk.rendering.cpu_threads import (
     announced,
     blend_all,
+    blend_all_narrow,
     blend_back_all,
+    blend_back_all_narrow,
     count_all,
     fill_all,
     project_all,
     project_back_all,
     threads,
 )
+from mggtalk.rendering.renderer import Settings
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """As in ``ReferenceRenderer``."""
-
-    eps2d: float
-    near: float
-    alpha_min: float
-    alpha_max: float
-    transmittance_min: float
+# By whether there are at most three features, and whether there are several threads; a process compiles those that it uses.
+BLENDS: dict[tuple[bool, bool], Any] = {
+    (False, False): blend_part,
+    (False, True): blend_all,
+    (True, False): blend_part_narrow,
+    (True, True): blend_all_narrow,
+}
+BACK_BLENDS: dict[tuple[bool, bool], Any] = {
+    (False, False): blend_back_part,
+    (False, True): blend_back_all,
+    (True, False): blend_back_part_narrow,
+    (True, True): blend_back_all_narrow,
+}
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ def splat(plan: Plan, scene: Scene, images: Images) -> Trace:
             slots=workspace.array("slots", count if plan.for_backward else 0, np.int32),
         )
         fill_all(parts, plan, lists, pairs, visible) if many else fill_part(0, 1, plan, lists, pairs, visible)
-        blend_all(parts, plan, lists, pairs, images) if many else blend_part(0, plan, lists, pairs, images)
+        blend, work = BLENDS[plan.values == 4, many], [plan, lists, pairs, images]
+        blend(parts if many else 0, *work)
     return Trace(plan, lists, pairs, lease)
 
 
@@ -141,6 +148,6 @@ def splat_back(trace: Trace, scene: Scene, images: Images, gradients: Images, ou
         lists.counters[:] = 0
         lists = lists._replace(work=workspace.array("work", parts * plan.work, np.float32))
         blend, project = [plan, lists, pairs, images, gradients, gathered, reached], [plan, scene, lists, gathered, reached, results]
-        blend_back_all(parts, *blend) if parts > 1 else blend_back_part(0, *blend)
+        BACK_BLENDS[plan.values == 4, parts > 1](parts if parts > 1 else 0, *blend)
         project_back_all(parts, *project) if parts > 1 else project_back_part(0, *project)
     return cameras[: chunks * CAMERA].reshape(chunks, CAMERA).sum(axis=0, dtype=np.float64).astype(np.float32)

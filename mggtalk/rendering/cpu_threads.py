@@ -18,8 +18,8 @@ import numba
 import torch
 
 from mggtalk.rendering.cpu_bins import count_part, fill_part
-from mggtalk.rendering.cpu_blend import blend_part
-from mggtalk.rendering.cpu_blend_back import blend_back_part
+from mggtalk.rendering.cpu_blend import blend_part, blend_part_narrow
+from mggtalk.rendering.cpu_blend_back import blend_back_part, blend_back_part_narrow
 from mggtalk.rendering.cpu_gather import project_back_part
 from mggtalk.rendering.cpu_layout import Images, Lists, Pairs, Plan, Scene
 from mggtalk.rendering.cpu_project import project_part
@@ -56,12 +56,28 @@ def blend_all(parts: int, plan: Plan, lists: Lists, pairs: Pairs, images: Images
 
 
 @compiled(parallel=True)
+def blend_all_narrow(parts: int, plan: Plan, lists: Lists, pairs: Pairs, images: Images) -> None:
+    """:func:`blend_part_narrow` on every thread."""
+    for part in numba.prange(parts):
+        blend_part_narrow(part, plan, lists, pairs, images)
+
+
+@compiled(parallel=True)
 def blend_back_all(
     parts: int, plan: Plan, lists: Lists, pairs: Pairs, images: Images, gradients: Images, gathered: Array, reached: Array
 ) -> None:
     """:func:`blend_back_part` on every thread."""
     for part in numba.prange(parts):
         blend_back_part(part, plan, lists, pairs, images, gradients, gathered, reached)
+
+
+@compiled(parallel=True)
+def blend_back_all_narrow(
+    parts: int, plan: Plan, lists: Lists, pairs: Pairs, images: Images, gradients: Images, gathered: Array, reached: Array
+) -> None:
+    """:func:`blend_back_part_narrow` on every thread."""
+    for part in numba.prange(parts):
+        blend_back_part_narrow(part, plan, lists, pairs, images, gradients, gathered, reached)
 
 
 @compiled(parallel=True)

@@ -8,28 +8,39 @@ from typing import Literal
 import torch
 
 from mggtalk.rendering.cpu import CpuRenderer
+from mggtalk.rendering.cuda import CudaRenderer, obstacle
 from mggtalk.rendering.reference import ReferenceRenderer
-from mggtalk.rendering.renderer import Renderer
+from mggtalk.rendering.renderer import Renderer, RenderError
 
-RendererName = Literal["auto", "reference", "cpu"]
+RendererName = Literal["auto", "reference", "cpu", "cuda"]
+KINDS: dict[str, type[Renderer]] = {"reference": ReferenceRenderer, "cpu": CpuRenderer, "cuda": CudaRenderer}
+
+log = logging.getLogger(__name__)
 
 
 def make_renderer(name: RendererName = "auto", device: torch.device | str = "cpu") -> Renderer:
-    """A renderer with the default settings.
+    """A renderer with the default settings. Which one it is goes to the log.
 
     Args:
-        name: "auto" takes the compiled renderer on the CPU and the reference renderer on other devices.
+        name: "auto" takes gsplat ("cuda") on a CUDA device, the compiled renderer on a CPU, the reference renderer on other devices. Where
+            gsplat cannot work it takes the reference renderer instead, and the log warns.
         device: where the Gaussians will be.
 
     Raises:
         ValueError: there is no renderer of that name, or it cannot render on the device.
+        RenderError: "cuda" is asked for, and gsplat cannot work here; the message says what to do.
     """
-    kinds: dict[str, type[Renderer]] = {"reference": ReferenceRenderer, "cpu": CpuRenderer}
     place = torch.device(device).type
-    chosen = ("cpu" if place == "cpu" else "reference") if name == "auto" else name
-    if chosen not in kinds:
-        raise ValueError(f"there is no renderer {chosen!r}; known are auto, {', '.join(kinds)}")
-    if place not in kinds[chosen].devices:
-        raise ValueError(f"the renderer {chosen!r} does not run on {place}, only on {', '.join(kinds[chosen].devices)}")
-    logging.getLogger(__name__).info("renderer for %s: %s", place, chosen)
-    return kinds[chosen]()
+    if name != "auto" and name not in KINDS:
+        raise ValueError(f"there is no renderer {name!r}; known are auto, {', '.join(KINDS)}")
+    if name != "auto" and place not in KINDS[name].devices:
+        raise ValueError(f"the renderer {name!r} does not run on {place}, only on {', '.join(KINDS[name].devices)}")
+    chosen = {"cpu": "cpu", "cuda": "cuda"}.get(place, "reference") if name == "auto" else name
+    reason = obstacle() if chosen == "cuda" else None
+    if reason is not None and name == "cuda":
+        raise RenderError(f"the cuda renderer cannot be used: {reason}")
+    if reason is not None:
+        log.warning("renderer for cuda: the reference renderer, which is slow, for gsplat cannot be used: %s", reason)
+        chosen = "reference"
+    log.info("renderer for %s: %s", place, chosen)
+    return KINDS[chosen]()

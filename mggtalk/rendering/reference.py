@@ -45,33 +45,22 @@ class TileLists:
 
 
 class ReferenceRenderer(Renderer):
-    """Exact splatting in tiles of dense tensors; values and gradients do not depend on the last three settings.
+    """Exact splatting in tiles of dense tensors; values and gradients do not depend on its own three settings.
 
     Args:
-        eps2d: added to the diagonal of the projected covariance, pixels^2.
-        near: Gaussians nearer than this are dropped, cm.
-        alpha_min: a smaller alpha is skipped.
-        alpha_max: alpha is clamped to this.
-        transmittance_min: blending stops before the Gaussian that would bring the transmittance to this or below.
         tile: side of a tile, pixels.
         run: how many splats of a tile are blended at once; finished tiles are left out of the next run.
         budget: most (splat, pixel) pairs held in one tensor.
+        settings: ``eps2d``, ``near``, ``alpha_min``, ``alpha_max`` and ``transmittance_min`` of :class:`Renderer`.
+
+    Raises:
+        ValueError: a setting is outside its limits.
     """
 
-    def __init__(
-        self,
-        *,
-        eps2d: float = 0.3,
-        near: float = 0.01,
-        alpha_min: float = 1 / 255,
-        alpha_max: float = 0.999,
-        transmittance_min: float = 1e-4,
-        tile: int = 8,
-        run: int = 32,
-        budget: int = 2**18,
-    ) -> None:
-        self.eps2d, self.near, self.transmittance_min = eps2d, near, transmittance_min
-        self.alpha_min, self.alpha_max = alpha_min, alpha_max
+    def __init__(self, *, tile: int = 8, run: int = 32, budget: int = 2**18, **settings: float) -> None:
+        super().__init__(**settings)
+        if min(tile, run, budget) < 1:
+            raise ValueError(f"tile {tile}, run {run} or budget {budget} is out of range: each is at least 1")
         self.tile, self.run, self.budget = tile, run, budget
 
     def render(self, gaussians: Gaussians, camera: Camera, size: tuple[int, int], background: Tensor | None) -> Rendering:
@@ -92,7 +81,7 @@ class ReferenceRenderer(Renderer):
         """Project the Gaussians and keep those that touch their image, sorted front to back."""
         with torch.no_grad():  # what is dropped here takes no part in any sum, so its gradient is exactly 0
             depths = transform_points(camera.head_to_camera, gaussians.means)[..., 2]
-            kept = gaussians.mask & (depths > self.near) & (gaussians.opacities >= self.alpha_min)
+            kept = gaussians.mask & (depths > self.settings.near) & (gaussians.opacities >= self.settings.alpha_min)
         image = kept.nonzero()[:, 0]
         own = gaussians.map(lambda tensor: tensor[kept])
         means, depths = (part.squeeze(-2 if part.ndim == 3 else -1) for part in project(own.means[:, None], camera[image]))
@@ -123,13 +112,13 @@ class ReferenceRenderer(Renderer):
         shift = torch.cat([torch.eye(2).to(tangents).expand(len(z), 2, 2), -tangents[..., None]], dim=-1) / z[:, None, None]
         jacobian = camera.intrinsics[:, :2, :2] @ shift @ camera.head_to_camera[:, :3, :3]
         axes = jacobian @ quaternion_to_matrix(own.quaternions) * own.scales[:, None]
-        xx, yy = (axes.square().sum(dim=-1) + self.eps2d).unbind(-1)
+        xx, yy = (axes.square().sum(dim=-1) + self.settings.eps2d).unbind(-1)
         return torch.stack([xx, (axes[:, 0] * axes[:, 1]).sum(dim=-1), yy], dim=-1)
 
     @torch.no_grad()
     def reach(self, splats: Splats, size: tuple[int, int]) -> tuple[Int[Tensor, "m 2"], Int[Tensor, "m 2"]]:
         """First and last pixel (x, y) of the image at which a splat's alpha can reach ``alpha_min``; first > last if none."""
-        spread = 2 * (splats.opacities / self.alpha_min).log()[:, None] * splats.covariances[:, ::2]
+        spread = 2 * (splats.opacities / self.settings.alpha_min).log()[:, None] * splats.covariances[:, ::2]
         extent = spread.clamp(min=0).sqrt() * (1 + 1e-5) + 1e-3  # a little more than needed: every pixel is tested when it is blended
         sides = splats.means.new_tensor([size[1], size[0]])
         first = (splats.means - extent - 0.5).ceil().clamp(min=0).minimum(sides)
@@ -159,7 +148,7 @@ class ReferenceRenderer(Renderer):
         table = torch.cat([shapes, splats.values], dim=-1)  # one row for each splat, so that a run gathers once
         longest = int(lists.count.max()) if tiles else 0
         for start in range(0, max(longest, 1), self.run):  # at least one run, if of nothing, so that autograd reaches every input
-            going = (lists.count > start) & (transmittance.detach().amax(dim=-1) > self.transmittance_min)
+            going = (lists.count > start) & (transmittance.detach().amax(dim=-1) > self.settings.transmittance_min)
             for tile in going.nonzero()[:, 0].split(max(1, self.budget // (self.run * pixels))):
                 place = start + torch.arange(self.run, device=tile.device)
                 real = place < lists.count[tile, None]
@@ -185,7 +174,7 @@ class ReferenceRenderer(Renderer):
         down = torch.stack([w1, w2, -w1 * x - w2 * y], dim=-1) @ grid
         weakening = torch.exp(torch.addcmul(across.square(), down, down).neg())
         alpha = torch.where(real, shapes[..., 5], 0)[..., None] * weakening
-        return threshold(alpha.clamp(max=self.alpha_max), math.nextafter(self.alpha_min, 0), 0)
+        return threshold(alpha.clamp(max=self.settings.alpha_max), math.nextafter(self.settings.alpha_min, 0), 0)
 
     def accumulate(
         self, alpha: Float[Tensor, "g k pixels"], values: Float[Tensor, "g k d"], before: Float[Tensor, "g pixels"]
@@ -196,8 +185,8 @@ class ReferenceRenderer(Renderer):
         """
         free = 1 - alpha
         after = free.cumprod(dim=1) * before[:, None]
-        weights = threshold(after, self.transmittance_min, 0) * (alpha / free)  # after / free is the transmittance in front
-        return values.mT @ weights, after[:, -1].clamp(min=self.transmittance_min)
+        weights = threshold(after, self.settings.transmittance_min, 0) * (alpha / free)  # after / free is the transmittance in front
+        return values.mT @ weights, after[:, -1].clamp(min=self.settings.transmittance_min)
 
 
 def whitening(covariances: Float[Tensor, "m 3"]) -> Float[Tensor, "m 3"]:

@@ -24,6 +24,8 @@ Vector: TypeAlias = Any
 Mask: TypeAlias = Any
 Array: TypeAlias = Any
 LANES = 16
+TO_WHOLE = 1.5 * 2.0**23
+"""Added to a number of less than 2^22 it leaves the nearest whole number in the low bits; cheaper than rounding."""
 intrinsic: Any = extending.intrinsic  # its own annotation is that of the function that writes code, not of the one that is called
 _INT, _LONG, _SHORT, _BIT = (ir.IntType(bits) for bits in (32, 64, 16, 1))
 _FLOATS, _INTS, _BITS = (ir.VectorType(kind, LANES) for kind in (ir.FloatType(), _INT, _BIT))
@@ -153,6 +155,7 @@ for _symbol, _name in ((operator.ge, ">="), (operator.gt, ">"), (operator.le, "<
     _define_operator(_symbol, MASK, lambda builder, x, y, name=_name: builder.fcmp_ordered(name, x, y))  # type: ignore[misc]
 _define_mask_operator(operator.and_, 2, lambda builder, x, y: builder.and_(x, y))
 _define_mask_operator(operator.or_, 2, lambda builder, x, y: builder.or_(x, y))
+_define_mask_operator(operator.xor, 2, lambda builder, x, y: builder.xor(x, y))
 _define_mask_operator(operator.invert, 1, lambda builder, x: builder.xor(x, _constant(_BITS, 1)))
 
 
@@ -197,12 +200,6 @@ def reciprocal(typing: Any, x: Any) -> Any:
 def sqrt(typing: Any, x: Any) -> Any:
     """Square roots."""
     return VECTOR(VECTOR), lambda context, builder, signature, arguments: _call(builder, "llvm.sqrt.v16f32", _FLOATS, list(arguments))
-
-
-@intrinsic
-def rounded(typing: Any, x: Any) -> Any:
-    """To the nearest integer, ties to even."""
-    return VECTOR(VECTOR), lambda context, builder, signature, arguments: _call(builder, "llvm.rint.v16f32", _FLOATS, list(arguments))
 
 
 def _extreme(sign: str) -> Any:
@@ -260,10 +257,13 @@ def rows(typing: Any) -> Any:
 
 @intrinsic
 def times_power_of_two(typing: Any, x: Any, n: Any) -> Any:
-    """``x * 2^n`` for whole n, by adding to the exponent: right where both ``x`` and the product are normal numbers."""
+    """``x * 2^n`` where n is the whole number in the low bits of :data:`TO_WHOLE` + n, by adding to the exponent.
+
+    Right where both ``x`` and the product are normal numbers.
+    """
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        shift = builder.shl(builder.fptosi(arguments[1], _INTS), _constant(_INTS, 23))
+        shift = builder.shl(builder.bitcast(arguments[1], _INTS), _constant(_INTS, 23))
         return builder.bitcast(builder.add(builder.bitcast(arguments[0], _INTS), shift), _FLOATS)
 
     return VECTOR(VECTOR, VECTOR), emit

@@ -28,6 +28,28 @@ def _load(builder: Any, address: Any) -> Any:
 
 
 @intrinsic
+def peek(typing: Any, array: Any, index: Any) -> Any:
+    """``array[index]`` for an index that is not negative. Numba's own indexing tests that at every access: as much work as the blending."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(_address(context, builder, signature.args[0], *arguments))
+
+    return array.dtype(array, types.int64), emit
+
+
+@intrinsic
+def poke(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """``array[index] = value`` for an index that is not negative."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = context.cast(builder, arguments[2], signature.args[2], signature.args[0].dtype)
+        builder.store(number, _address(context, builder, signature.args[0], *arguments[:2]))
+        return context.get_dummy_value()
+
+    return types.none(array, types.int64, value), emit
+
+
+@intrinsic
 def load(typing: Any, array: Any, index: Any) -> Any:
     """``array[index : index + 16]`` of float32."""
 
@@ -236,3 +258,20 @@ def store_block(typing: Any, array: Any, index: Any, pitch: Any, vector: Any) ->
         return context.get_dummy_value()
 
     return types.none(array, types.int64, types.int64, VECTOR), emit
+
+
+@intrinsic
+def turn_blocks(typing: Any, blocks: Any) -> Any:
+    """Four vectors, blocks of 4 x 4 that lie side by side, to their four rows of 16; and back."""
+    answer = types.UniTuple(VECTOR, 4)
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vectors = [builder.extract_value(arguments[0], index) for index in range(4)]
+        rows = []
+        for row in range(4):
+            quads = [4 * row + lane for lane in range(4)] + [LANES + 4 * row + lane for lane in range(4)]
+            halves = [_pick(builder, vectors[pair], vectors[pair + 1], quads) for pair in (0, 2)]
+            rows.append(_pick(builder, halves[0], halves[1], list(range(LANES))))
+        return context.make_tuple(builder, answer, rows)
+
+    return answer(blocks), emit
