@@ -175,7 +175,7 @@ def check_finite(named: dict[str, Tensor], mask: Bool[Tensor, "*batch n"]) -> No
     """
     for name, tensor in named.items():
         values = tensor.detach()
-        if torch.isfinite(values.sum()):  # a sum is much cheaper than looking at each, and hides neither NaN nor infinity
+        if math.isfinite(values.sum().item()):  # a sum is much cheaper than looking at each, and hides neither NaN nor infinity
             continue
         if name in Gaussians.__dataclass_fields__:
             values = values[mask]
