@@ -1,8 +1,10 @@
-"""``mggdata``: look at what the toolkit sees in an image or a video, and manage its model files."""
+"""``mggdata``: videos to data sets of annotated face crops, a look at what the toolkit sees, and its model files."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,21 +24,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_inspect(commands.add_parser("inspect", help="landmarks, parsing, matte, depth and normals of a face, as a picture"))
     _add_assets(commands.add_parser("assets", help="list, fetch and check the model files"))
-    parsed = parser.parse_args(arguments)
+    for module in ("cli_build", "cli_curate"):
+        if importlib.util.find_spec(f"datasets_toolkit.{module}") is not None:
+            importlib.import_module(f"datasets_toolkit.{module}").add_commands(commands)
+    parsed, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in rest) or not hasattr(parsed, "words"):
+        parsed = parser.parse_args(arguments)  # says what is wrong with the rest, if there is any
+    else:
+        parsed.words += rest  # argparse takes words of one list from one place only: those behind an option are left over
     return run(parsed.function, parsed)
 
 
-def run(function: Callable[[argparse.Namespace], None], parsed: argparse.Namespace) -> int:
-    """Call a command; a user's mistake becomes one line on stderr and status 2, Ctrl-C status 130."""
+def run(function: Callable[[argparse.Namespace], int | None], parsed: argparse.Namespace) -> int:
+    """Call a command, which may return a status; a user's mistake becomes one line on stderr and status 2, Ctrl-C status 130."""
     try:
-        function(parsed)
+        return function(parsed) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
         return 130
-    return 0
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

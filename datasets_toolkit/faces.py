@@ -148,7 +148,7 @@ class FaceTracker:
             found: list[Face] = []
             for box in self._detect(image, side):
                 face = self._landmarks(image, box)
-                if face is not None and self._confirmed(image, face) and not any(_same_face(face, other) for other in found):
+                if face is not None and self._confirmed(image, face) and not any(same_face(face, other) for other in found):
                     found.append(face)
             if found or VISIBLE * side <= smallest:
                 return sorted(found, key=lambda face: -landmark_bounds(face.landmarks)[1])
@@ -215,6 +215,7 @@ def _distinct(boxes: list[FloatArray]) -> list[FloatArray]:
     return kept
 
 
-def _same_face(face: Face, other: Face) -> bool:
+def same_face(face: Face, other: Face) -> bool:
+    """Whether two faces found in one image lie in the same place."""
     (centre, size), (other_centre, other_size) = landmark_bounds(face.landmarks), landmark_bounds(other.landmarks)
     return bool(np.abs(centre - other_centre).max() < 0.5 * max(size, other_size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,7 +66,7 @@ def track_clip(frames: Iterable[VideoFrame], tracker: FaceTracker, *, face: int 
     times, indices, faces = zip(*followed, strict=True) if followed else ((), (), ())
     if not any(faces):
         choose_face([], face, name)
-    return _assemble(list(faces), np.array(times), np.array(indices, np.int64))
+    return assemble_clip(list(faces), np.array(times), np.array(indices, np.int64))
 
 
 def _next_face(image: ByteImage, tracker: FaceTracker, last: Face | None, choice: int, name: str) -> Face | None:
@@ -74,20 +74,25 @@ def _next_face(image: ByteImage, tracker: FaceTracker, last: Face | None, choice
         faces = tracker.faces(image)
         return choose_face(faces, choice, name) if faces else None
     current = tracker.follow(image, last)
-    if current is not None and _near(current, last):
+    if current is not None and near_face(current, last):
         return current
     smallest = landmark_bounds(last.landmarks)[1] / GROWTH
-    near = [face for face in tracker.faces(image, smallest) if _near(face, last)]
+    near = [face for face in tracker.faces(image, smallest) if near_face(face, last)]
     return near[0] if near else None
 
 
-def _near(face: Face, last: Face) -> bool:
+def near_face(face: Face, last: Face) -> bool:
+    """Whether a face is where another was a frame ago: it has moved and grown by less than :data:`JUMP` and :data:`GROWTH`."""
     (centre, size), (last_centre, last_size) = landmark_bounds(face.landmarks), landmark_bounds(last.landmarks)
     moved = float(np.linalg.norm(centre - last_centre)) / last_size
     return moved < JUMP and 1 / GROWTH < size / last_size < GROWTH
 
 
-def _assemble(found: list[Face | None], times: FloatArray, indices: np.ndarray) -> TrackedClip:
+def assemble_clip(found: Sequence[Face | None], times: FloatArray, indices: np.ndarray) -> TrackedClip:
+    """Poses and meshes of a followed face (t rows, None where it is out of sight, at least one is not) under one clip camera.
+
+    The camera's reference box lies around the first face that was found.
+    """
     shape = len(found)
     landmarks = np.full((shape, LANDMARKS, 3), np.nan)
     blendshapes = np.full((shape, len(BLENDSHAPES)), np.nan)

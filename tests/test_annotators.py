@@ -1,46 +1,36 @@
-"""One contract for every annotator, and outside answers for each of those that ship."""
+"""One contract for every annotator."""
 
 from __future__ import annotations
 
-import importlib
+import hashlib
 import inspect
-import pkgutil
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from annotator_scenes import ALL, FAMILIES, NETWORKS, SIZE, Scene, arguments, make_scene, run, shipped
 
-from datasets_toolkit import annotators as package
-from datasets_toolkit import face_regions as regions
-from datasets_toolkit.annotators import Annotator, DepthAnnotator, FaceCrop, NormalAnnotator, ParsingAnnotator
+from datasets_toolkit.annotators import (
+    Annotator,
+    AudioAnnotator,
+    FaceCrop,
+    FrameSound,
+    NormalAnnotator,
+    SyncScore,
+    make_annotator,
+)
 from datasets_toolkit.annotators.depth_normals import DepthNormals
-from datasets_toolkit.annotators.landmark_parsing import LandmarkParsing, connected, guided_filter, polygon
+from datasets_toolkit.annotators.landmark_parsing import LandmarkParsing
 from datasets_toolkit.annotators.mesh_depth import MeshDepth
+from datasets_toolkit.annotators.weights import NetworkAnnotator
 from datasets_toolkit.assets import ASSETS
+from datasets_toolkit.errors import AssetError, UserError
 from datasets_toolkit.portrait import Annotations, Annotators, crop_face
-from datasets_toolkit.schema import HEAD_REGIONS, ByteImage, Face, FloatArray, Region
-
-SIZE = 256
-
-
-def shipped(family: type[Annotator]) -> list[type[Annotator]]:
-    """Every class of the package that can be made of a family; a new file joins by being there."""
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
-    found, left = [], [family]
-    while left:
-        kind = left.pop()
-        left += kind.__subclasses__()
-        if kind.__module__.startswith(package.__name__) and hasattr(kind, "family") and not inspect.isabstract(kind):
-            found.append(kind)
-    return sorted(found, key=lambda kind: kind.__name__)
-
-
-ALL = shipped(Annotator)
+from datasets_toolkit.schema import HEAD_REGIONS, ByteImage, Face, Region
 
 
 @pytest.fixture(scope="module")
@@ -55,24 +45,18 @@ def seen(crop: FaceCrop) -> Annotations:
         return chosen(crop)
 
 
+@pytest.fixture(scope="module")
+def scene(crop: FaceCrop, seen: Annotations) -> Scene:
+    return make_scene(crop, seen)
+
+
 @pytest.fixture(scope="module", params=ALL, ids=lambda kind: kind.__name__)
-def annotator(request: pytest.FixtureRequest) -> Iterator[Annotator]:
-    with request.param() as made:
+def annotator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Annotator]:
+    with request.param(**arguments(request.param, tmp_path_factory.mktemp("weights"))) as made:
         yield made
 
 
-def run(annotator: Annotator, crop: FaceCrop, seen: Annotations) -> list[np.ndarray]:
-    """The maps of one annotator; those of other families as the default annotators see them."""
-    if isinstance(annotator, ParsingAnnotator):
-        parsing = annotator(crop)
-        return [parsing.labels, parsing.matte]
-    if isinstance(annotator, DepthAnnotator):
-        return [annotator(crop, seen.parsing)]
-    assert isinstance(annotator, NormalAnnotator), "a family of annotators without a contract"
-    return [annotator(crop, seen.parsing, seen.depth)]
-
-
-def check_parsing(labels: np.ndarray, matte: np.ndarray, crop: FaceCrop, seen: Annotations) -> None:
+def check_parsing(labels: np.ndarray, matte: np.ndarray, scene: Scene) -> None:
     assert labels.shape == matte.shape == (SIZE, SIZE)
     assert labels.dtype == np.uint8
     assert matte.dtype == np.float32
@@ -82,33 +66,76 @@ def check_parsing(labels: np.ndarray, matte: np.ndarray, crop: FaceCrop, seen: A
     assert (matte[labels != Region.BACKGROUND] >= 0.4).mean() > 0.999  # what has a name belongs to the person
 
 
-def check_depth(depth: np.ndarray, crop: FaceCrop, seen: Annotations) -> None:
+def check_depth(depth: np.ndarray, scene: Scene) -> None:
     assert depth.shape == (SIZE, SIZE)
     assert depth.dtype == np.float32
-    head = np.isin(seen.parsing.labels, HEAD_REGIONS)
+    head = np.isin(scene.parsing.labels, HEAD_REGIONS)
     assert (depth[~head] == 0).all()
-    assert (np.abs(depth[head] - crop.head_to_camera[2, 3]) < 25).all()
+    assert (np.abs(depth[head] - scene.crop.head_to_camera[2, 3]) < 25).all()
 
 
-def check_normals(normals: np.ndarray, crop: FaceCrop, seen: Annotations) -> None:
+def check_normals(normals: np.ndarray, scene: Scene) -> None:
     assert normals.shape == (SIZE, SIZE, 3)
     assert normals.dtype == np.float32
-    known = seen.depth > 0
+    known = scene.depth > 0
     assert (normals[~known] == 0).all()
     np.testing.assert_allclose(np.linalg.norm(normals[known], axis=-1), 1, atol=1e-5)
     y, x = np.mgrid[:SIZE, :SIZE] + 0.5
-    rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(crop.intrinsics).T
+    rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(scene.crop.intrinsics).T
     assert ((normals * rays).sum(-1)[known] < 0).all()
 
 
-CHECKS = {"parsing": check_parsing, "depth": check_depth, "normals": check_normals}
+def check_identity(vector: np.ndarray, scene: Scene) -> None:
+    assert vector.shape == (512,)
+    assert vector.dtype == np.float32
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
-def test_contract(annotator: Annotator, crop: FaceCrop, seen: Annotations) -> None:
-    maps = run(annotator, crop, seen)
-    CHECKS[annotator.family](*maps, crop, seen)  # type: ignore[operator]
-    for first, again in zip(maps, run(annotator, crop, seen), strict=True):
-        np.testing.assert_array_equal(first, again)
+def check_sync(score: SyncScore, scene: Scene) -> None:
+    assert type(score.offset_frames) is int
+    assert abs(score.offset_frames) <= 15
+    assert type(score.confidence) is type(score.distance) is float
+    assert score.confidence >= 0
+    assert score.distance >= 0
+
+
+def check_audio(*frames: FrameSound) -> None:
+    *heard, scene = frames
+    assert len(heard) == len(scene.times)
+    for frame in heard:
+        assert frame.pcm.dtype == np.int16
+        assert frame.mel.dtype == np.float16
+        assert frame.pcm.ndim == 1
+        assert frame.mel.shape == (4, 80)
+        assert np.isfinite(frame.mel).all()
+    whole = np.concatenate([frame.pcm for frame in heard])  # from 0.1 s after the beginning of the sound on, nothing twice
+    np.testing.assert_array_equal(whole, scene.sound[1600 : 1600 + len(whole)])
+
+
+CHECKS = {
+    "parsing": check_parsing, "depth": check_depth, "normals": check_normals, "identity": check_identity, "sync": check_sync,
+    "audio": check_audio,
+}  # fmt: skip
+
+
+def plain(label: Any) -> Any:
+    return [label.pcm.tolist(), label.mel.tolist()] if isinstance(label, FrameSound) else label
+
+
+def test_contract(annotator: Annotator, scene: Scene) -> None:
+    labels = run(annotator, scene)
+    CHECKS[annotator.family](*labels, scene)  # type: ignore[operator]
+    annotator.close()  # and used again, which loads again what was released, or says so
+    if isinstance(annotator, NetworkAnnotator | AudioAnnotator | NormalAnnotator):
+        for first, again in zip(labels, run(annotator, scene), strict=True):
+            np.testing.assert_equal(plain(first), plain(again))
+
+
+def test_the_same_input_gives_the_same_labels(scene: Scene, tmp_path: Path) -> None:
+    for kind in (kind for kind in ALL if not issubclass(kind, NetworkAnnotator)):
+        with kind(**arguments(kind, tmp_path)) as annotator:
+            for first, again in zip(run(annotator, scene), run(annotator, scene), strict=True):
+                np.testing.assert_equal(plain(first), plain(again))
 
 
 def test_an_annotator_tells_what_it_is(annotator: Annotator) -> None:
@@ -117,135 +144,114 @@ def test_an_annotator_tells_what_it_is(annotator: Annotator) -> None:
     assert type(annotator).version >= 1
     told = annotator.provenance()
     pinned = {asset.name: {"weights": asset.name, "sha256": asset.sha256, "licence": asset.licence} for asset in ASSETS}
-    assert told == pinned[told["weights"]] if told else "assets" not in inspect.signature(type(annotator)).parameters
+    if isinstance(annotator, NetworkAnnotator):
+        assert sorted(told) == ["licence", "sha256", "weights"]
+        assert all(told.values())
+    else:
+        assert told == pinned[told["weights"]] if told else "assets" not in inspect.signature(type(annotator)).parameters
+
+
+def test_parameters_make_the_annotator_again(annotator: Annotator) -> None:
+    parameters = annotator.parameters()
+    assert list(parameters) == list(inspect.signature(type(annotator)).parameters)
+    stored = json.loads(json.dumps(annotator.spec()))
+    with make_annotator(stored, type(annotator)) as again:
+        assert type(again) is type(annotator)
+        assert again.parameters() == parameters
+        assert again.provenance() == annotator.provenance()
+        assert again.recipe() == annotator.recipe()
+    assert not set(annotator.settings()) & type(annotator).locations  # what only says where files lie is no part of a key
 
 
 def test_every_family_has_an_annotator() -> None:
-    assert [len(shipped(family)) > 0 for family in (ParsingAnnotator, DepthAnnotator, NormalAnnotator)] == [True] * 3
+    assert [len(shipped(family)) > 0 for family in FAMILIES] == [True] * 6
+    assert {family.family for family in FAMILIES} == set(CHECKS)
     assert {LandmarkParsing, MeshDepth, DepthNormals} <= set(ALL)
 
 
-def test_annotators_do_not_change_their_input(annotator: Annotator, crop: FaceCrop, seen: Annotations) -> None:
-    before = crop.image.copy(), crop.landmarks.copy(), seen.depth.copy(), seen.parsing.labels.copy()
-    run(annotator, crop, seen)
-    for array, copy in zip((crop.image, crop.landmarks, seen.depth, seen.parsing.labels), before, strict=True):
+def test_annotators_do_not_change_their_input(annotator: Annotator, scene: Scene) -> None:
+    arrays = (scene.crop.image, scene.crop.landmarks, scene.depth, scene.parsing.labels, scene.sound, scene.times)
+    before = [array.copy() for array in arrays]
+    with type(annotator)(**annotator.parameters()) as other:
+        run(other, scene)
+    for array, copy in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array, copy)
 
 
-# The parsing of a photograph
+# Weights that cannot be
 
 
-def region_at(seen: Annotations, x: float, y: float) -> Region:
-    return Region(int(seen.parsing.labels[int(y), int(x)]))
+def spoil(path: Path) -> None:
+    """Cut the largest file of some weights in two."""
+    file = max((one for one in ([path] if path.is_file() else path.rglob("*")) if one.is_file()), key=lambda one: one.stat().st_size)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def test_the_astronaut_is_parsed_as_anyone_would(crop: FaceCrop, seen: Annotations) -> None:
-    points = crop.landmarks[:, :2]
-    assert region_at(seen, *points[1]) == Region.NOSE
-    assert region_at(seen, *points[151]) == Region.SKIN  # the forehead
-    assert region_at(seen, *points[regions.LEFT_IRIS[0]]) == Region.LEFT_EYE
-    assert region_at(seen, *points[regions.RIGHT_IRIS[0]]) == Region.RIGHT_EYE
-    assert points[regions.LEFT_IRIS[0], 0] > points[regions.RIGHT_IRIS[0], 0]
-    assert region_at(seen, *points[13:15].mean(0)) == Region.MOUTH  # she shows her teeth
-    top, height = points[regions.FOREHEAD], np.ptp(points[:, 1])
-    assert region_at(seen, top[0], top[1] - 0.2 * height) == Region.HAIR
-    assert region_at(seen, SIZE * 0.6, SIZE - 2) == Region.TORSO
-    for x, y in ((1, 1), (SIZE - 2, 1), (1, SIZE // 2), (SIZE - 2, SIZE // 2)):
-        assert region_at(seen, x, y) == Region.BACKGROUND
-        assert seen.parsing.matte[y, x] < 0.1
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
+def test_missing_foreign_and_damaged_weights_are_refused(kind: type[NetworkAnnotator], scene: Scene, tmp_path: Path) -> None:
+    made = arguments(kind, tmp_path)
+    foreign = tmp_path / "notes.txt"
+    foreign.write_text("no weights")
+    (tmp_path / "empty").mkdir()
+    for wrong in (tmp_path / "nowhere", foreign, tmp_path / "empty"):
+        with pytest.raises(AssetError) as caught:
+            kind(**{**made, "weights": wrong}).network()
+        for told in (str(wrong), kind.source.what, kind.source.address, kind.source.licence):
+            assert told in str(caught.value)
+        assert "\n" not in str(caught.value)
+    spoil(Path(made["weights"]))
+    with pytest.raises(AssetError, match="cannot be loaded"):
+        run(kind(**made), scene)
 
 
-PARTS = {
-    Region.LEFT_EYE: regions.LEFT_EYE,
-    Region.RIGHT_EYE: regions.RIGHT_EYE,
-    Region.NOSE: regions.NOSE,
-    Region.UPPER_LIP: regions.UPPER_LIP,
-    Region.LOWER_LIP: regions.LOWER_LIP,
-    Region.MOUTH: regions.MOUTH_INNER,
-}
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
+def test_nothing_is_loaded_before_it_is_needed(kind: type[NetworkAnnotator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: NetworkAnnotator) -> None:
+        raise AssertionError("loaded too early")
+
+    monkeypatch.setattr(kind, "_load", refuse)
+    annotator = kind(**arguments(kind, tmp_path), licence="by agreement")
+    annotator.parameters()
+    assert annotator.provenance()["licence"] == "by agreement"
 
 
-@pytest.mark.parametrize("region", PARTS, ids=lambda region: region.name)
-def test_parts_have_the_area_of_their_polygons(crop: FaceCrop, seen: Annotations, region: Region) -> None:
-    area = shoelace(crop.landmarks[list(PARTS[region]), :2])
-    assert (seen.parsing.labels == region).sum() == pytest.approx(area, rel=0.12)
+def test_a_spec_that_makes_no_annotator_is_told() -> None:
+    home = "datasets_toolkit.annotators"
+    for spec, told in (
+        ({"class_path": f"{home}.nothing.Nothing"}, "there is no such annotator"),
+        ({"class_path": f"{home}.mesh_depth.Nothing"}, "there is no such annotator"),
+        ({}, "there is no such annotator"),
+        ({"class_path": f"{home}.mesh_depth.MeshDepth"}, "no annotator of the normals family"),
+        ({"class_path": f"{home}.mesh_depth.rasterise_depth"}, "no annotator of the normals family"),
+        ({"class_path": f"{home}.NormalAnnotator"}, "no annotator of the normals family"),
+        ({"class_path": f"{home}.depth_normals.DepthNormals", "init_args": {"smooth": 1}}, "it takes smoothing"),
+    ):
+        with pytest.raises(UserError, match=told):
+            make_annotator(spec, NormalAnnotator)
+    with pytest.raises(UserError, match="MeshDepth: no annotator of the normals family"):
+        make_annotator(MeshDepth(), NormalAnnotator)
+    assert make_annotator({"class_path": f"{home}.depth_normals.DepthNormals"}).smoothing == 1.0
 
 
-def shoelace(corners: FloatArray) -> float:
-    following = np.roll(corners, -1, 0)
-    return 0.5 * abs(float((corners[:, 0] * following[:, 1] - corners[:, 1] * following[:, 0]).sum()))
+def test_a_hash_stands_for_the_weights(tmp_path: Path) -> None:
+    from datasets_toolkit.annotators.weights import declared_licence, fingerprint
 
-
-@settings(deadline=None)
-@given(seed=st.integers(0, 10**6), count=st.integers(3, 40))
-def test_polygons_cover_the_area_of_the_shoelace_formula(seed: int, count: int) -> None:
-    generator = np.random.default_rng(seed)
-    turn, radius = 2 * np.pi / count * (np.arange(count) + generator.uniform(0.3, 0.7, count)), generator.uniform(5, 40, (count, 1))
-    corners = generator.uniform(45, 55, 2) + radius * np.stack([np.cos(turn), np.sin(turn)], 1)
-    ring = tuple(range(count))
-    coverage = polygon(corners, ring, 100)
-    assert coverage.min() >= 0
-    assert coverage.max() <= 1
-    around = np.linalg.norm(corners - np.roll(corners, -1, 0), axis=1).sum()
-    assert abs(coverage.sum() - shoelace(corners)) < 0.02 * around + 0.02
-    np.testing.assert_allclose(polygon(corners, ring[::-1], 100), coverage, atol=1e-5)
-    whole = polygon(corners + 300, ring, 500)[300:400, 300:400]  # moved by whole pixels
-    np.testing.assert_allclose(whole, coverage, atol=1e-4)
-
-
-def test_polygons_know_parts_of_pixels_and_the_border() -> None:
-    box = np.array([[-7.0, 1.25], [2.5, 1.25], [2.5, 3.0], [-7.0, 3.0]])
-    expected = np.outer([0, 0.75, 1, 0], [1, 1, 0.5, 0])
-    np.testing.assert_allclose(polygon(box, (0, 1, 2, 3), 4), expected, atol=1e-6)
-    assert not polygon(box - 50, (0, 1, 2, 3), 4).any()
-    np.testing.assert_allclose(polygon(100 * (box - [0, 2]), (0, 1, 2, 3), 4), 1)
-
-
-def test_connected_keeps_the_parts_that_touch_the_seed() -> None:
-    picture = ["##..#", "#...#", "..#..", ".##.#"]
-    mask = np.array([[letter == "#" for letter in row] for row in picture])
-    seed = np.zeros_like(mask)
-    seed[0, 0] = seed[1, 1] = seed[3, 4] = True  # the middle one lies beside the mask
-    kept = ["##...", "#....", ".....", "....#"]
-    np.testing.assert_array_equal(connected(mask, seed), [[letter == "#" for letter in row] for row in kept])
-    assert not connected(mask, np.zeros_like(mask)).any()
-
-
-def slow_guided_filter(guide: FloatArray, image: FloatArray, radius: int, smoothness: float) -> FloatArray:
-    """The equations of the paper, window by window, on images mirrored at the border."""
-
-    def windows(values: FloatArray) -> FloatArray:
-        padded = np.pad(values, radius, mode="symmetric")
-        return np.lib.stride_tricks.sliding_window_view(padded, (2 * radius + 1, 2 * radius + 1))
-
-    a, b = np.zeros_like(guide), np.zeros_like(guide)
-    for y, x in np.ndindex(*guide.shape):
-        one, two = windows(guide)[y, x], windows(image)[y, x]
-        a[y, x] = ((one * two).mean() - one.mean() * two.mean()) / (one.var() + smoothness)
-        b[y, x] = two.mean() - a[y, x] * one.mean()
-    return windows(a).mean((2, 3)) * guide + windows(b).mean((2, 3))
-
-
-@pytest.mark.parametrize(("radius", "smoothness"), [(1, 1e-3), (3, 1e-2), (0, 1e-3)])
-def test_the_guided_filter_is_its_slow_twin(radius: int, smoothness: float) -> None:
-    generator = np.random.default_rng(radius)
-    guide, image = generator.uniform(size=(2, 17, 17)).astype(np.float32)
-    expected = slow_guided_filter(guide.astype(np.float64), image.astype(np.float64), radius, smoothness)
-    np.testing.assert_allclose(guided_filter(guide, image, radius, smoothness), expected, atol=2e-4)
-
-
-def test_the_guided_filter_keeps_the_guides_edges_and_smooths_the_rest() -> None:
-    step = np.tile((np.arange(40) >= 20).astype(np.float32), (40, 1))
-    noisy = step + np.random.default_rng(0).normal(0, 0.1, step.shape).astype(np.float32)
-    found = guided_filter(step, noisy, 5, 1e-4)
-    assert found[:, 20:].min() - found[:, :20].max() > 0.85  # the edge of the guide
-    assert np.abs(found - step).std() < 0.03
-    blurred = guided_filter(np.full_like(step, 0.5), step, 5, 1e-4)  # a guide without the edge does not hold it
-    assert np.abs(np.diff(blurred, axis=1)).max() < 0.2
-
-
-def test_the_segmenter_can_be_looked_up_elsewhere(tmp_path: Path) -> None:
-    from datasets_toolkit.errors import AssetError
-
-    with pytest.raises(AssetError, match="does not exist"):
-        LandmarkParsing(tmp_path / "nowhere")
+    file = tmp_path / "one.onnx"
+    file.write_bytes(b"weights")
+    assert fingerprint(file) == hashlib.sha256(b"weights").hexdigest()
+    for name in ("a", "b"):
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "unet" / "model.safetensors").write_bytes(b"1234")
+    rows = [f"config.json {hashlib.sha256(b'{}').hexdigest()}", f"unet/model.safetensors {hashlib.sha256(b'1234').hexdigest()}"]
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b") == hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    (tmp_path / "b" / "README.md").write_text("---\nlicense: other\nlicense_name: 'strange-1.0'\n  license: no\n---\nlicense: never\n")
+    (tmp_path / "b" / ".cache").mkdir()
+    (tmp_path / "b" / ".cache" / "old.json").write_text("{}")
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+    (tmp_path / "b" / "unet" / "model.safetensors").write_bytes(b"12345")
+    assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
+    assert declared_licence(tmp_path / "b") == "strange-1.0"
+    assert declared_licence(tmp_path / "a") == ""
+    with pytest.raises(AssetError, match="cannot be read"):
+        fingerprint(tmp_path / "c")

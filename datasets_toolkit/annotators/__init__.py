@@ -2,6 +2,32 @@
 
 from __future__ import annotations
 
-from datasets_toolkit.annotators.base import Annotator, DepthAnnotator, FaceCrop, NormalAnnotator, Parsing, ParsingAnnotator
+from datasets_toolkit.annotators.base import (
+    Annotator,
+    AudioAnnotator,
+    DepthAnnotator,
+    FaceCrop,
+    FrameSound,
+    IdentityAnnotator,
+    NormalAnnotator,
+    Parsing,
+    ParsingAnnotator,
+    SyncAnnotator,
+    SyncScore,
+    make_annotator,
+)
 
-__all__ = ["Annotator", "DepthAnnotator", "FaceCrop", "NormalAnnotator", "Parsing", "ParsingAnnotator"]
+__all__ = [
+    "Annotator",
+    "AudioAnnotator",
+    "DepthAnnotator",
+    "FaceCrop",
+    "FrameSound",
+    "IdentityAnnotator",
+    "NormalAnnotator",
+    "Parsing",
+    "ParsingAnnotator",
+    "SyncAnnotator",
+    "SyncScore",
+    "make_annotator",
+]

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from datasets_toolkit.annotators.base import FaceCrop, Map, NormalAnnotator, Parsing
+from datasets_toolkit.mesh_kernels import surface_normals
 
 
 class DepthNormals(NormalAnnotator):
@@ -18,28 +19,25 @@ class DepthNormals(NormalAnnotator):
 
     def __call__(self, crop: FaceCrop, parsing: Parsing, depth: Map) -> Map:
         """Unit normals wherever ``depth`` is known."""
-        known = depth > 0
-        points = _back_project(_spread(depth, known), crop.intrinsics, self.smoothing * len(depth) / 256)
-        right = np.gradient(points, axis=1)
-        down = np.gradient(points, axis=0)
-        normals = np.cross(down, right)  # y x x points at the camera, whose z looks away from it
-        normals /= np.linalg.norm(normals, axis=-1, keepdims=True).clip(1e-12)
-        return np.asarray(np.where(known[..., None], normals, 0), np.float32)
+        result, known, sigma = np.zeros((*depth.shape, 3), np.float32), depth > 0, self.smoothing * len(depth) / 256
+        rows, columns = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))
+        if not len(rows):
+            return result
+        margin = int(np.ceil(4 * sigma)) + 2  # what the filter sees
+        top, left = max(int(rows[0]) - margin, 0), max(int(columns[0]) - margin, 0)
+        part = slice(top, int(rows[-1]) + margin + 1), slice(left, int(columns[-1]) + margin + 1)
+        spread = _spread(depth[part], known[part])
+        smooth = np.asarray(cv2.GaussianBlur(spread, (0, 0), sigma)) if sigma > 0 else spread
+        focal, centre = crop.intrinsics[0, 0], crop.intrinsics[:2, 2]
+        surface_normals(result[part], smooth, known[part], top, left, focal, centre[0], centre[1])
+        return result
 
 
 def _spread(depth: Map, known: np.ndarray) -> Map:
     """Depth continued to where it is unknown from the nearest known pixel, so that differences at the border stay one-sided."""
-    if known.all() or not known.any():
+    if known.all():
         return depth
     _, labels = cv2.distanceTransformWithLabels((~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     values = np.zeros(labels.max() + 1, np.float32)
     values[labels[known]] = depth[known]
     return values[labels]
-
-
-def _back_project(depth: Map, intrinsics: np.ndarray, sigma: float) -> np.ndarray:
-    size = len(depth)
-    smooth = np.asarray(cv2.GaussianBlur(depth, (0, 0), sigma)) if sigma > 0 else depth
-    y, x = np.mgrid[:size, :size] + 0.5
-    focal, centre = intrinsics[0, 0], intrinsics[:2, 2]
-    return np.stack([(x - centre[0]) / focal * smooth, (y - centre[1]) / focal * smooth, smooth], -1)

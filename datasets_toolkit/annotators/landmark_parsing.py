@@ -8,6 +8,7 @@ pixel lies relative to the head, and by filtering the class scores along image e
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators.base import FaceCrop, Map, Parsing, ParsingAnnotator
 from datasets_toolkit.assets import ASSETS, locate
 from datasets_toolkit.native import quiet_stderr
+from datasets_toolkit.parsing_kernels import add_polygon, add_priors, colour_distances, colour_moments, coverage, extent, find_seeds, name_regions
 from datasets_toolkit.schema import ByteImage, FloatArray, Region
 
 MASK = npt.NDArray[np.bool_]
@@ -49,12 +51,14 @@ class LandmarkParsing(ParsingAnnotator):
     """
 
     version = 2
+    locations = frozenset({"assets"})
 
     def __init__(self, assets: Path | None = None) -> None:
         from mediapipe.tasks.python import BaseOptions, vision  # heavy, and needed nowhere else
 
+        self.assets = Path(assets) if assets is not None else None
         options = vision.ImageSegmenterOptions(
-            base_options=BaseOptions(model_asset_buffer=locate(SEGMENTER, folder=assets).read_bytes()), output_confidence_masks=True
+            base_options=BaseOptions(model_asset_buffer=locate(SEGMENTER, folder=self.assets).read_bytes()), output_confidence_masks=True
         )
         with quiet_stderr():
             self._segmenter = vision.ImageSegmenter.create_from_options(options)
@@ -77,7 +81,8 @@ class LandmarkParsing(ParsingAnnotator):
         matte = matte * connected(matte > 0.02, face > 0.5)
         labels = _person_regions(crop, matte > PERSON, face > 0.5)
         for region, ring in POLYGONS:
-            labels[polygon(crop.landmarks, ring, len(matte)) > 0.5] = region
+            part = _bounds(crop.landmarks[list(ring), :2], len(matte))
+            labels[part][polygon(crop.landmarks, ring, len(matte))[part] > 0.5] = region
         return Parsing(labels=labels, matte=matte.astype(np.float32))
 
     def _matte(self, image: ByteImage) -> Map:
@@ -94,115 +99,117 @@ def polygon(landmarks: FloatArray, ring: tuple[int, ...], size: int) -> Map:
 
     OpenCV's anti-aliased fill is no coverage: it draws the outline on top, which widens eyes and lips by more than half a pixel.
     """
-    corners = landmarks[list(ring), :2]
-    steps = np.zeros((size, size + 2))  # what each edge adds to all pixels right of it
-    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, 0), strict=True):
-        low, high = np.clip(np.ceil(np.array([min(y0, y1), max(y0, y1)]) * LINES - 0.5), 0, size * LINES).astype(int)
-        lines = np.arange(low, high)
-        x = np.clip(x0 + ((lines + 0.5) / LINES - y0) * (x1 - x0) / ((y1 - y0) or 1), 0, size)
-        column, sign = np.floor(x).astype(int), np.sign(y1 - y0) / LINES
-        np.add.at(steps, (lines // LINES, column), sign * (column + 1 - x))
-        np.add.at(steps, (lines // LINES, column + 1), sign * (x - column))
-    return np.asarray(np.abs(steps.cumsum(1)[:, :size]).clip(0, 1), np.float32)
+    result = np.zeros((size, size), np.float32)
+    corners = np.ascontiguousarray(landmarks[list(ring), :2], np.float64)
+    rows, columns = _bounds(corners, size)
+    steps = np.zeros((rows.stop - rows.start, size + 2))
+    add_polygon(steps, corners, LINES, rows.start)
+    coverage(result, steps, rows.start, columns.start, columns.stop)
+    return result
+
+
+def _bounds(corners: FloatArray, size: int) -> tuple[slice, slice]:
+    """The rows and columns of a picture that a polygon (n x 2, pixels) touches."""
+    (left, top), (right, bottom) = (np.clip(one, 0, size).astype(int) for one in (np.floor(corners.min(0)), np.ceil(corners.max(0))))
+    return slice(int(top), int(bottom)), slice(int(left), int(right))
 
 
 def connected(mask: MASK, seed: MASK) -> MASK:
     """The connected parts of ``mask`` that touch ``seed``: other people in the picture are background."""
-    _, parts = cv2.connectedComponents(mask.astype(np.uint8))
-    return np.asarray(np.isin(parts, np.unique(parts[seed & mask])) & mask)
+    count, parts = cv2.connectedComponents(mask.astype(np.uint8))
+    kept = np.zeros(count, bool)
+    kept[parts[seed & mask]] = True
+    return kept[parts]
 
 
 def guided_filter(guide: Map, image: Map, radius: int, smoothness: float) -> Map:
     """Smooth ``image`` (h w) along the edges of ``guide`` (h w), both about [0, 1] (He et al., "Guided image filtering", 2013)."""
+    return guided_filters(guide, [image], radius, smoothness)[0]
+
+
+def guided_filters(guide: Map, images: Sequence[Map] | Map, radius: int, smoothness: float) -> list[Map]:
+    """As :func:`guided_filter`, for several images along one guide."""
 
     def mean(values: Map) -> Map:
         return np.asarray(cv2.blur(values, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT), np.float32)
 
-    guide_mean, image_mean = mean(guide), mean(image)
-    covariance, variance = mean(guide * image) - guide_mean * image_mean, mean(guide * guide) - guide_mean * guide_mean
-    slope = np.asarray(covariance / (variance + smoothness), np.float32)
-    offset = np.asarray(image_mean - slope * guide_mean, np.float32)
-    return np.asarray(mean(slope) * guide + mean(offset), np.float32)
+    guide_mean = mean(guide)
+    weight = 1 / (mean(guide * guide) - guide_mean * guide_mean + np.float32(smoothness))
+    found = []
+    for image in images:
+        image_mean = mean(image)
+        slope = (mean(guide * image) - guide_mean * image_mean) * weight
+        found.append(mean(slope) * guide + mean(image_mean - slope * guide_mean))
+    return found
 
 
 def _grey(image: ByteImage) -> Map:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) / np.float32(255), np.float32)
 
 
-def head_coordinates(crop: FaceCrop) -> tuple[FloatArray, FloatArray]:
-    """Each pixel's place in the plane of the face, from the middle between chin and forehead: cm to the person's left and up (s x s)."""
-    size = len(crop.image)
-    axes = crop.head_to_camera[:2, :2] * crop.intrinsics[0, 0] / crop.head_to_camera[2, 3]  # pixels for a cm, near the head
-    up = axes[:, 1] / max(float(np.linalg.norm(axes[:, 1])), 1e-9)
-    side = np.array([-up[1], up[0]])
-    scale = crop.intrinsics[0, 0] / crop.head_to_camera[2, 3]
-    chin, top = crop.landmarks[regions.CHIN, :2], crop.landmarks[regions.FOREHEAD, :2]
-    middle = (chin + top) / 2
-    y, x = np.mgrid[:size, :size] + 0.5
-    offset = np.stack([x, y], -1) - middle
-    return offset @ side / scale, offset @ up / scale
+def head_plane(crop: FaceCrop) -> FloatArray:
+    """2 x 3: a pixel (x, y, 1) to its place in the plane of the face, from the middle between chin and forehead: cm to the left and up."""
+    scale = crop.intrinsics[0, 0] / crop.head_to_camera[2, 3]  # pixels for a cm, near the head
+    up = crop.head_to_camera[:2, 1] * scale
+    up = up / max(float(np.linalg.norm(up)), 1e-9)
+    axes = np.array([[-up[1], up[0]], up]) / scale
+    middle = (crop.landmarks[regions.CHIN, :2] + crop.landmarks[regions.FOREHEAD, :2]) / 2
+    return np.column_stack([axes, -axes @ middle])
 
 
 def _person_regions(crop: FaceCrop, person: MASK, face: MASK) -> npt.NDArray[np.uint8]:
     """Background, face skin, hair, ears, neck and torso."""
-    side, up = head_coordinates(crop)
-    half = np.ptp(up[face]) / 2 if face.any() else 8.0
-    lab = np.asarray(cv2.cvtColor(cv2.bilateralFilter(crop.image, 5, 30, 3), cv2.COLOR_RGB2LAB), np.float32)
-    outside = person & ~face
-    scores = _class_scores(lab, side, up, half, outside, face)
-    grey = _grey(crop.image)
-    radius = max(len(grey) // 64, 2)
-    best = np.argmax([guided_filter(grey, score, radius, 1e-3) for score in scores], 0)
     labels = np.zeros(person.shape, np.uint8)
-    ear = (np.abs(side) > 6) & (up > -0.6 * half) & (up < 0.5 * half)
-    skin = np.where(ear, np.where(side > 0, Region.LEFT_EAR, Region.RIGHT_EAR), np.where(up < -0.35 * half, Region.NECK, Region.SKIN))
-    labels[outside] = np.choose(best, [np.full(person.shape, Region.HAIR), skin, np.full(person.shape, Region.TORSO)])[outside]
-    labels[face] = Region.SKIN
+    radius = max(len(labels) // 64, 2)
+    part = _around(person | face, 2 * radius + 1)  # as far as the guided filter sees
+    top, left = part[0].start, part[1].start
+    plane = head_plane(crop)
+    half = extent(face, plane[1, 0], plane[1, 1]) / 2 if face.any() else 8.0  # of the face's height, cm
+    image, person, face = crop.image[part], person[part], face[part]
+    lab = cv2.cvtColor(cv2.bilateralFilter(np.ascontiguousarray(image), 5, 30, 3), cv2.COLOR_RGB2LAB)
+    seeds = np.empty(person.shape, np.uint8)
+    find_seeds(seeds, person, face, top, left, plane, half)
+    planes = np.ascontiguousarray(lab.reshape(-1, 3).T, np.float32)
+    scores = np.stack([_log_likelihood(planes, lab[seeds == seed]).reshape(seeds.shape) for seed in (1, 2, 3)])
+    add_priors(scores, top, left, plane, half, -12.0)
+    names = np.array([Region.HAIR, Region.SKIN, Region.TORSO, Region.LEFT_EAR, Region.RIGHT_EAR, Region.NECK], np.uint8)
+    smooth = np.stack(guided_filters(_grey(image), scores, radius, 1e-3))
+    name_regions(labels[part], smooth, person, face, top, left, plane, half, names)
     return labels
 
 
-def _class_scores(lab: Map, side: FloatArray, up: FloatArray, half: float, outside: MASK, face: MASK) -> list[Map]:
-    """Log scores of hair, skin and torso (each s x s, clipped to a range in which filtering them makes sense)."""
-    hair_seed = outside & (up > 0.6 * half) & (np.hypot(side, up) < 2.0 * half)
-    torso_seed = outside & (up < -1.75 * half) & (np.abs(side) > 0.3 * half)
-    cheek = face & (np.abs(up) < 0.6 * half)
-    below, beside = _ramp(-up, 1.0 * half, 2.0 * half), _ramp(np.abs(side), 0.55 * half, 1.3 * half)
-    prior_torso = 9 * below + 4 * beside * _ramp(-up, 0.6 * half, 1.1 * half) - 14 * _ramp(up, -0.8 * half, -0.4 * half)
-    prior_hair = 8 * _ramp(up, 0.3 * half, 0.9 * half) - 4 * _ramp(-up, 1.2 * half, 2.4 * half)
-    prior_skin = -6 * beside - 4 * _ramp(-up, 1.6 * half, 2.4 * half) + 2 * (1 - beside) * _ramp(-up, 0.8 * half, 1.0 * half)
-    colours = [_log_likelihood(lab, seed) for seed in (hair_seed, cheek, torso_seed)]
-    scores = [colour + prior for colour, prior in zip(colours, (prior_hair, prior_skin, prior_torso), strict=True)]
-    top = np.maximum.reduce(scores)
-    return [np.maximum(score - top, -12).astype(np.float32) for score in scores]
+def _around(mask: MASK, margin: int) -> tuple[slice, slice]:
+    """The rows and columns that hold a mask, with a margin; all of them if it is empty."""
+    sides = []
+    for axis in (1, 0):
+        places = np.flatnonzero(mask.any(axis))
+        first, last = (int(places[0]), int(places[-1])) if len(places) else (0, len(mask) - 1)
+        sides.append(slice(max(first - margin, 0), last + margin + 1))
+    return sides[0], sides[1]
 
 
-def _ramp(values: FloatArray, low: float, high: float) -> FloatArray:
-    """0 below ``low``, 1 above ``high``, linear between."""
-    return np.asarray(np.clip((values - low) / (high - low), 0, 1))
-
-
-def _log_likelihood(lab: Map, seed: MASK) -> FloatArray:
-    """Log density (s x s, floored) of a broad Gaussian mixture of one colour class; flat where too few seeds show the class."""
-    if seed.sum() < 40:
-        return np.full(lab.shape[:2], -9.0)
-    samples = lab[seed]
+def _log_likelihood(planes: Map, samples: npt.NDArray[np.uint8]) -> Map:
+    """Log density (n, floored) of colours (3 x n) under a broad Gaussian mixture of samples (m x 3); flat where these are too few."""
+    if len(samples) < 40:
+        return np.full(planes.shape[1], -9.0, np.float32)
     centres = _clusters(samples, 3)
-    nearest = ((samples[:, None] - centres[None]) ** 2).sum(-1).argmin(1)
-    density = np.full(lab.shape[:2], 1e-6)
-    for index, centre in enumerate(centres):
-        members = samples[nearest == index]
-        if len(members) >= 10:
-            spread = np.cov(members.T) + np.diag([60.0, 12.0, 12.0])
-            offset = lab - centre
-            power = np.einsum("hwi,ij,hwj->hw", offset, np.linalg.inv(spread), offset)
-            density += len(members) / len(samples) * np.exp(-0.5 * power) / np.sqrt(np.linalg.det(spread))
-    return np.asarray(np.log(density))
+    count, total, products = colour_moments(samples, centres)
+    used = [index for index in range(3) if count[index] >= 10]
+    spreads = np.empty((len(used), 3, 3))
+    for row, index in enumerate(used):
+        outer = np.outer(total[index], total[index]) / count[index]
+        spreads[row] = (products[index] - outer) / (count[index] - 1) + np.diag([60.0, 12.0, 12.0])
+    distances = np.empty((len(used), planes.shape[1]), np.float32)
+    colour_distances(distances, planes, centres[used], np.linalg.inv(spreads).astype(np.float32))
+    weights = count[used] / len(samples) / np.sqrt(np.linalg.det(spreads))
+    density = weights.astype(np.float32) @ np.exp(distances, out=distances) + np.float32(1e-6)
+    return np.asarray(np.log(density, out=density), np.float32)
 
 
-def _clusters(samples: Map, count: int) -> Map:
+def _clusters(samples: npt.NDArray[np.uint8], count: int) -> Map:
     """k-means centres with a fixed seed."""
     cv2.setRNGSeed(0)
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.5)
-    thin = np.ascontiguousarray(samples[:: max(len(samples) // 2000, 1)])
+    thin = np.ascontiguousarray(samples[:: max(len(samples) // 2000, 1)], np.float32)
     labels = np.zeros((len(thin), 1), np.int32)
     return np.asarray(cv2.kmeans(thin, count, labels, criteria, 1, cv2.KMEANS_PP_CENTERS)[2], np.float32)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_matrix, csc_matrix, diags
-from scipy.sparse.linalg import spsolve
 
 from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators.base import DepthAnnotator, FaceCrop, Map, Parsing
 from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.mesh_kernels import head_depth, nearest_depth, upper_head
+from datasets_toolkit.poisson import screened_poisson
 from datasets_toolkit.schema import HEAD_REGIONS, FloatArray
 
 MASK = npt.NDArray[np.bool_]
@@ -27,6 +27,7 @@ BEHIND = -1.0
 REACH = 8.0
 """Length (cm) over which the depth returns from the face mesh to the prior."""
 SOLVE_SIZE = 128
+_IS_HEAD = np.isin(np.arange(256), HEAD_REGIONS)
 
 
 class MeshDepth(DepthAnnotator):
@@ -36,23 +37,22 @@ class MeshDepth(DepthAnnotator):
 
     def __call__(self, crop: FaceCrop, parsing: Parsing) -> Map:
         """Depth (s x s, cm) wherever ``parsing`` shows a part of the head; 0 elsewhere."""
-        size = len(crop.image)
-        mesh = rasterise_depth(crop, size)
-        head = np.isin(parsing.labels, HEAD_REGIONS)
-        prior = head_prior(crop, head | (mesh > 0))
-        depth = prior + _continued(mesh, prior, crop)
-        depth = np.where(mesh > 0, mesh, depth)
-        return np.asarray(np.where(head, depth, 0), np.float32)
+        mesh = rasterise_depth(crop, len(crop.image))
+        face, head = mesh > 0, _IS_HEAD[parsing.labels]
+        prior = head_prior(crop, head | face)
+        depth = prior + _continued(mesh, prior, face, crop)
+        np.copyto(depth, mesh, where=face)
+        depth[~head] = 0
+        return depth
 
 
 def rasterise_depth(crop: FaceCrop, size: int) -> Map:
     """Depth (size x size, cm) of the tracked mesh, eyes and mouth closed by fans; 0 outside. Nearest surface first (z-buffer)."""
     depth = crop.head_to_camera[2, :3] @ crop.mesh.T + crop.head_to_camera[2, 3]
     points, depth, triangles = _close_openings(crop.landmarks[:, :2], depth)
-    image = np.full((size, size), np.inf)
-    for triangle in triangles:
-        _fill(image, points[triangle], 1 / depth[triangle])
-    return np.asarray(np.where(np.isfinite(image), image, 0), np.float32)
+    image = np.zeros((size, size), np.float32)
+    nearest_depth(image, points, 1 / depth, triangles)
+    return image
 
 
 def _close_openings(points: FloatArray, depth: FloatArray) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64]]:
@@ -67,56 +67,43 @@ def _close_openings(points: FloatArray, depth: FloatArray) -> tuple[FloatArray, 
     return points, depth, np.concatenate(triangles)
 
 
-def _fill(image: FloatArray, corners: FloatArray, inverse_depth: FloatArray) -> None:
-    """Write the nearer of the image and one triangle; 1/z is linear in the image of a plane."""
-    size = len(image)
-    low = np.clip(np.floor(corners.min(0) - 0.5), 0, size).astype(int)
-    high = np.clip(np.ceil(corners.max(0) + 0.5), 0, size).astype(int)
-    if (high <= low).any():
-        return
-    edges = np.stack([corners[1] - corners[0], corners[2] - corners[0]], 1)
-    area = edges[0, 0] * edges[1, 1] - edges[0, 1] * edges[1, 0]
-    if abs(area) < 1e-9:
-        return
-    y, x = np.mgrid[low[1] : high[1], low[0] : high[0]] + 0.5
-    dx, dy = x - corners[0, 0], y - corners[0, 1]
-    b = (dx * edges[1, 1] - dy * edges[0, 1]) / area
-    c = (dy * edges[0, 0] - dx * edges[1, 0]) / area
-    inside = (b >= -1e-6) & (c >= -1e-6) & (b + c <= 1 + 1e-6)
-    value = inverse_depth[0] + b * (inverse_depth[1] - inverse_depth[0]) + c * (inverse_depth[2] - inverse_depth[0])
-    view = image[low[1] : high[1], low[0] : high[0]]
-    np.copyto(view, np.minimum(view, 1 / value), where=inside)
+def head_prior(crop: FaceCrop, head: MASK) -> Map:
+    """Depth (s x s, cm) at which each pixel's ray meets the anatomical head, or passes it most closely; 0 far from ``head`` (s x s).
 
-
-def head_prior(crop: FaceCrop, head: MASK) -> FloatArray:
-    """Depth (s x s, cm) at which each pixel's ray meets the anatomical head, or passes it most closely.
-
-    The skull is widened until it holds the hair that ``head`` (s x s) shows.
+    The skull is widened until it holds the hair that ``head`` shows.
     """
     size = len(head)
-    y, x = np.mgrid[:size, :size] + 0.5
-    rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(crop.intrinsics).T
     rotation, shift = crop.head_to_camera[:3, :3], crop.head_to_camera[:3, 3]
-    rays, origin = rays @ rotation, -rotation.T @ shift
+    rays, origin = np.linalg.inv(crop.intrinsics).T @ rotation, -rotation.T @ shift
     grown = _growth(crop)
     radii = SKULL_RADII * grown * _hair_room(rays, origin, grown, head)
-    skull, _ = _quadric(rays, origin, SKULL_CENTRE * grown, 1 / radii)
-    neck, neck_hit = _quadric(rays, origin, NECK_CENTRE * grown, np.array([1, 0, 1]) / (NECK_RADIUS * grown.mean()))
-    below = (origin[1] + neck * rays[..., 1]) < 0.5 * NECK_CENTRE[1]
-    prior = np.clip(skull, shift[2] - 12, shift[2] - BEHIND)
-    prior = np.where((neck_hit > 0) & below, np.minimum(prior, neck), prior)
-    return np.asarray(cv2.GaussianBlur(prior, (0, 0), size / 100))  # no creases where the parts meet
+    inverse, neck = 1 / radii, np.array([1, 0, 1]) / (NECK_RADIUS * grown.mean())
+    starts = (origin - SKULL_CENTRE * grown) * inverse, (origin - NECK_CENTRE * grown) * neck
+    prior, blur = np.zeros((size, size), np.float32), size / 100
+    part = _around(head, int(np.ceil(4 * blur)) + 1)
+    window = np.empty(prior[part].shape, np.float32)
+    limits = 0.5 * NECK_CENTRE[1], shift[2] - 12, shift[2] - BEHIND
+    head_depth(window, part[0].start, part[1].start, rays, inverse, neck, *starts, origin[1], *limits)
+    prior[part] = cv2.GaussianBlur(window, (0, 0), blur)  # no creases where the parts meet
+    return prior
+
+
+def _around(mask: MASK, margin: int) -> tuple[slice, slice]:
+    """The rows and columns that hold a mask, with a margin; all of them if it is empty."""
+    sides = []
+    for axis in (1, 0):
+        places = np.flatnonzero(mask.any(axis))
+        first, last = (places[0], places[-1]) if len(places) else (0, len(mask) - 1)
+        sides.append(slice(max(int(first) - margin, 0), int(last) + margin + 1))
+    return sides[0], sides[1]
 
 
 def _hair_room(rays: FloatArray, origin: FloatArray, grown: FloatArray, head: MASK) -> FloatArray:
     """How much wider and higher than an average skull (3 factors, depth stays) the head with its hair is."""
-    centre, radii = SKULL_CENTRE * grown, SKULL_RADII * grown
-    along = -(rays * (origin - centre)).sum(-1) / (rays**2).sum(-1)
-    nearest = (origin - centre + along[..., None] * rays)[head] / radii
-    upper = nearest[nearest[:, 1] > -0.4]
-    if len(upper) < 50:
+    wide, high = upper_head(head, rays, origin - SKULL_CENTRE * grown, SKULL_RADII * grown)
+    if len(wide) < 50:
         return np.ones(3)
-    wide, high = np.percentile(np.abs(upper[:, 0]), 99), np.percentile(upper[:, 1], 99)
+    wide, high = np.percentile(wide, 99), np.percentile(high, 99)
     return np.asarray(np.clip([wide * 1.03, high * 1.03, 1.0], [0.95, 0.95, 1.0], [1.7, 1.5, 1.0]))
 
 
@@ -127,42 +114,14 @@ def _growth(crop: FaceCrop) -> FloatArray:
     return np.asarray(np.clip(growth, 0.85, 1.2))
 
 
-def _quadric(rays: FloatArray, origin: FloatArray, centre: FloatArray, inverse_radii: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Ray parameter of the first hit (or closest approach) with ``|(X - centre) * inverse_radii| = 1``, and the discriminant (> 0: hit).
-
-    A ray's parameter is camera depth, for the rays have unit depth.
-    """
-    direction, start = rays * inverse_radii, (origin - centre) * inverse_radii
-    a = (direction**2).sum(-1).clip(1e-9)
-    b = direction @ start
-    discriminant = (b / a) ** 2 - (start @ start - 1) / a
-    return -b / a - np.sqrt(discriminant.clip(0)), discriminant * a
-
-
-def _continued(mesh: Map, prior: FloatArray, crop: FaceCrop) -> FloatArray:
+def _continued(mesh: Map, prior: Map, face: MASK, crop: FaceCrop) -> Map:
     """Solve ``(Laplacian - 1 / REACH^2) u = 0`` outside the face with ``u = mesh - prior`` on it (size x size)."""
     size = len(mesh)
     small = (SOLVE_SIZE, SOLVE_SIZE)
-    covered = cv2.resize((mesh > 0).astype(np.float32), small, interpolation=cv2.INTER_AREA)
-    difference = cv2.resize(np.where(mesh > 0, mesh - prior, 0).astype(np.float32), small, interpolation=cv2.INTER_AREA)
+    covered = cv2.resize(face.astype(np.float32), small, interpolation=cv2.INTER_AREA)
+    difference = cv2.resize(np.where(face, mesh - prior, np.float32(0)), small, interpolation=cv2.INTER_AREA)
     known = covered > 0.5
     value = np.where(known, difference / covered.clip(1e-6), 0).astype(np.float64)
     step = crop.head_to_camera[2, 3] / crop.intrinsics[0, 0] * size / SOLVE_SIZE
-    return np.asarray(cv2.resize(_screened_poisson(value, known, (step / REACH) ** 2), (size, size), interpolation=cv2.INTER_CUBIC))
-
-
-def _screened_poisson(value: FloatArray, known: MASK, screen: float) -> FloatArray:
-    """``u = value`` where known; elsewhere ``sum of differences to neighbours + screen u = 0``, free at the image border."""
-    index = np.arange(value.size).reshape(value.shape)
-    pairs = np.concatenate(
-        [np.stack([index[:, :-1].ravel(), index[:, 1:].ravel()], 1), np.stack([index[:-1].ravel(), index[1:].ravel()], 1)]
-    )
-    ones = np.ones(len(pairs))
-    links = coo_matrix((ones, (pairs[:, 0], pairs[:, 1])), shape=(value.size, value.size))
-    links = links + links.T
-    system = csc_matrix(diags(np.asarray(links.sum(1)).ravel() + screen) - links)
-    free, fixed = np.flatnonzero(~known.ravel()), np.flatnonzero(known.ravel())
-    solution = value.ravel().copy()
-    if len(free) and len(fixed):
-        solution[free] = spsolve(system[free][:, free], -system[free][:, fixed] @ solution[fixed])
-    return solution.reshape(value.shape)
+    solved = screened_poisson(value, known, (step / REACH) ** 2).astype(np.float32)
+    return np.asarray(cv2.resize(solved, (size, size), interpolation=cv2.INTER_CUBIC))

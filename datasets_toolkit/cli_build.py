@@ -1,0 +1,156 @@
+"""``mggdata build`` and ``mggdata recompute``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets_toolkit.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets_toolkit.build import Summary
+    from datasets_toolkit.executors import Executor
+    from datasets_toolkit.recipes.base import Source
+
+_SETTING = re.compile(r"^[A-Za-z_][\w.]*=")
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to the subparsers of ``mggdata``."""
+    _add_build(commands.add_parser("build", help="videos to a data set of annotated face crops", description=_BUILD))
+    _add_recompute(commands.add_parser("recompute", help="make one column of a data set anew", description=_RECOMPUTE))
+
+
+_BUILD = "Make a data set from videos, or go on with one: what is there already is not made again."
+_RECOMPUTE = "Make the labels of one annotator anew, and nothing else; other settings (key=value) replace those of the data set."
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="SOURCE", help="videos, folders of videos, addresses, or settings (key=value)")
+    parser.add_argument("--recipe", nargs=2, action="append", default=[], metavar=("NAME", "ROOT"), help="a data set in its own layout")
+    parser.add_argument("--out", required=True, help="folder or address of the data set")
+    parser.add_argument("--config", type=Path, help="YAML with settings")
+    parser.add_argument("--policy", help="which clips are kept: a YAML file, default, strict, or none for all")
+    parser.add_argument("--until", choices=("scores", "shards"), default="shards", help="scores: stop before labels are made")
+    parser.add_argument("--shard-samples", type=int, metavar="N", help="samples in a shard (by default shards of 1 GB)")
+    _add_engine(parser)
+    parser.set_defaults(function=_build)
+
+
+def _add_recompute(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="settings that change")
+    parser.add_argument("--annotator", required=True, metavar="NAME", help="family (such as depth) or class of the annotator")
+    parser.add_argument("--out", required=True, help="folder or address of the data set")
+    _add_engine(parser)
+    parser.set_defaults(function=_recompute)
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--work", type=Path, help="work folder on a local or shared disk (default OUT/work)")
+    parser.add_argument("--engine", choices=("local", "ray", "slurm"), default="local", help="what runs the jobs (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes or tasks (default: one for each CPU)")
+    parser.add_argument("--address", help="of a Ray cluster; by default one is started on this machine")
+    parser.add_argument("--partition", help="of Slurm")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give a video up after this time (local engine)")
+
+
+def _build(parsed: argparse.Namespace) -> None:
+    from datasets_toolkit.build import build
+    from datasets_toolkit.config import load_config
+    from datasets_toolkit.progress import Progress
+
+    words = [word for word in parsed.words if _SETTING.match(word) and not Path(word).exists()]
+    if parsed.policy is not None:
+        words.append(f"policy={'null' if parsed.policy == 'none' else parsed.policy}")
+    if parsed.shard_samples is not None:
+        words.append(f"shard_samples={parsed.shard_samples}")
+    config = load_config(parsed.config, words)
+    sources = find_sources([word for word in parsed.words if word not in words], parsed.recipe)
+    with _stoppable(), _executor(parsed) as executor:
+        summary = build(sources, config, parsed.out, executor=executor, work=parsed.work, until=parsed.until, progress=Progress())
+    _report(parsed.out, summary)
+
+
+def _recompute(parsed: argparse.Namespace) -> None:
+    from datasets_toolkit.progress import Progress
+    from datasets_toolkit.recompute import recompute
+
+    with _stoppable(), _executor(parsed) as executor:
+        summary = recompute(
+            parsed.out, parsed.annotator, parsed.words, executor=executor, work=parsed.work, progress=Progress()
+        )
+    _report(parsed.out, summary)
+
+
+def find_sources(words: Sequence[str], recipes: Sequence[Sequence[str]]) -> list[Source]:
+    """The source videos that the command line names; what a recipe found and missed is told on stderr.
+
+    Raises:
+        UserError: nothing is named, or a path is not there.
+    """
+    from datasets_toolkit.recipes import Source, coverage, join_people, recipe_for
+    from datasets_toolkit.source_files import is_address
+
+    found = []
+    for name, root in [*recipes, *(["folder", word] for word in words if Path(word).is_dir())]:
+        discovery = recipe_for(name).discover(Path(root))
+        if name != "folder" or discovery.broken or discovery.notes:
+            print(coverage(discovery), file=sys.stderr)
+        found += discovery.sources
+    for word in words:
+        if Path(word).is_dir():
+            continue
+        if not is_address(word) and not Path(word).is_file():
+            raise UserError(f"{word}: no such video or folder; check the path")
+        path = word if is_address(word) else str(Path(word).absolute())
+        found.append(Source(path=path, source_hint=Path(word).name, dataset="folder"))
+    if not found:
+        raise UserError("no source videos; name videos or folders, or give --recipe NAME ROOT")
+    unique = {(source.path, source.start, source.end, source.meta.get("box")): source for source in found[::-1]}
+    return sorted(join_people(unique.values()), key=lambda one: (one.path, one.start or 0.0, one.source_hint))
+
+
+def _executor(parsed: argparse.Namespace) -> Executor:
+    from datasets_toolkit.executors import LocalExecutor
+
+    if parsed.workers is not None and parsed.workers < 1:
+        raise UserError(f"--workers {parsed.workers}: at least one is needed")
+    workers = parsed.workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    if parsed.engine == "local":
+        return LocalExecutor(workers, parsed.timeout)
+    from datasets_toolkit.executors_cluster import RayExecutor, SlurmExecutor
+
+    if parsed.engine == "ray":
+        return RayExecutor(parsed.address, parsed.workers)
+    return SlurmExecutor((parsed.work or Path(parsed.out) / "work") / "slurm", parsed.partition, workers)
+
+
+class _stoppable:
+    """Ctrl-C inside says how to go on."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped; what is done is kept: run the same command again to go on") from None
+
+
+def _report(out: str, summary: Summary) -> None:
+    from datasets_toolkit.progress import time_table
+
+    for path, problem in summary.rejected:
+        print(f"rejected: {problem if problem.startswith(path) else f'{path}: {problem}'}", file=sys.stderr)
+    counts = summary.counts
+    if summary.seconds:
+        print(time_table(summary.seconds, summary.frames()), file=sys.stderr)
+    done = f"{counts['sources']} sources, {counts['sources rejected']} rejected; {counts['clips']} clips"
+    if summary.shards:
+        size = sum(shard.bytes for shard in summary.shards)
+        done += f", {counts['clips kept']} kept; {counts['samples']} samples in {len(summary.shards)} shards, {size / 1e6:.1f} MB"
+    print(f"{out}: {done}")

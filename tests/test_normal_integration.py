@@ -1,0 +1,197 @@
+"""Depth from normals against surfaces known in closed form, a dense solver, and the reconstruction's own integrator."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from face_scenes import frontal_crop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets_toolkit.annotators import DepthAnnotator, FaceCrop, NormalAnnotator, Parsing
+from datasets_toolkit.annotators.mesh_depth import MeshDepth
+from datasets_toolkit.annotators.normal_integration import IntegratedDepth, integrate_normals
+from datasets_toolkit.errors import UserError
+from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.schema import FloatArray, Region
+
+SIDE = 64
+INTRINSICS = np.array([[3.0 * SIDE, 0, SIDE / 2 + 3], [0, 2.8 * SIDE, SIDE / 2 - 2], [0, 0, 1]])
+Surface = tuple[FloatArray, FloatArray, np.ndarray]
+
+
+def rays(intrinsics: FloatArray = INTRINSICS, size: int = SIDE) -> FloatArray:
+    y, x = np.mgrid[:size, :size] + 0.5
+    return np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(intrinsics).T
+
+
+def plane(tilt: tuple[float, float] = (0.5, -0.3)) -> Surface:
+    normal = np.array([*tilt, -1.0]) / np.linalg.norm([*tilt, 1.0])
+    return 60 * normal[2] / (rays() @ normal), np.broadcast_to(normal, (SIDE, SIDE, 3)), np.ones((SIDE, SIDE), bool)
+
+
+def sphere(ray: FloatArray, centre: FloatArray, radius: float, limit: float = 0.3) -> Surface:
+    """Up to where it is seen at a slant of ``limit`` (the cosine)."""
+    square, along = (ray**2).sum(-1), ray @ centre
+    inside = along**2 - square * (centre @ centre - radius**2)
+    depth = (along - np.sqrt(inside.clip(0))) / square
+    normals = (depth[..., None] * ray - centre) / radius
+    slant = -(normals * ray).sum(-1) / np.sqrt(square)
+    return depth, normals, (inside > 0) & (slant > limit)
+
+
+BALL = sphere(rays(), np.array([0.0, 0, 60]), 8.0)
+
+
+def flat(depth: FloatArray, mask: np.ndarray) -> FloatArray:
+    """A constant that leaves the shape to the normals and says where the surface is: the geometric mean."""
+    return np.full_like(depth, np.exp(np.log(depth[mask]).mean()))
+
+
+@given(tilt=st.tuples(st.floats(-0.6, 0.6), st.floats(-0.6, 0.6)))
+@settings(deadline=None, max_examples=10)
+def test_a_plane_is_integrated(tilt: tuple[float, float]) -> None:
+    depth, normals, mask = plane(tilt)
+    found = integrate_normals(normals, flat(depth, mask), mask, INTRINSICS, prior_weight=1e-6, tolerance=1e-9)
+    assert np.abs(found - depth).max() < 0.005 * np.ptp(depth) + 0.01  # so weak a prior leaves the place to rounding
+
+
+def test_a_sphere_is_integrated() -> None:
+    depth, normals, mask = BALL
+    found = integrate_normals(normals, flat(depth, mask), mask, INTRINSICS, prior_weight=1e-6, tolerance=1e-9)
+    error = np.abs(found - depth)[mask]
+    assert error.max() < 0.015 * np.ptp(depth[mask])
+    assert error.mean() < 0.005 * np.ptp(depth[mask])
+    assert (found[~mask] == 0).all()
+
+
+def test_a_step_edge_survives() -> None:
+    """A square in front of a wall, the coarse depth wrong by a wave on both: the wave goes, the step stays where it was."""
+    depth = np.full((SIDE, SIDE), 60.0)
+    depth[16:48, 20:44] -= 4
+    normals, mask = np.broadcast_to([0.0, 0, -1], (SIDE, SIDE, 3)), np.ones((SIDE, SIDE), bool)
+    coarse = depth + 0.4 * np.sin(np.arange(SIDE) * 2 * np.pi / 8)
+    found = integrate_normals(normals, coarse, mask, INTRINSICS, prior_weight=1.0, iterations=30, tolerance=1e-9)
+    assert np.abs(found - depth).max() < 0.1
+    smooth = integrate_normals(normals, coarse, mask, INTRINSICS, prior_weight=1.0, sharpness=0.0, iterations=30)
+    assert np.abs(smooth - depth).mean() > 1  # without the bilateral weights the wall and the square become one slope
+
+
+def random_problem(seed: int, height: int, width: int) -> tuple[FloatArray, FloatArray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    normals = 0.3 * generator.normal(size=(height, width, 3)) - [0, 0, 1]
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    return 50 + generator.uniform(size=(height, width)), normals, generator.uniform(size=(height, width)) > 0.25
+
+
+def dense(
+    normals: FloatArray, coarse: FloatArray, mask: np.ndarray, prior_weight: float, sharpness: float, focal: FloatArray
+) -> FloatArray:
+    """One reweighting with the equations of the paper, pixel by pixel, as rows of one dense system."""
+    number = {(int(i), int(j)): k for k, (i, j) in enumerate(np.argwhere(mask))}
+    prior, rows, targets = np.log(coarse), [], []
+    for (i, j), k in number.items():
+        ray = np.array([(j + 0.5 - 3.1) / focal[0], (i + 0.5 - 3.3) / focal[1], 1])
+        for axis, (di, dj) in ((0, (0, 1)), (1, (1, 0))):
+            steep, offset = focal[axis] * float(normals[i, j] @ ray), float(normals[i, j, axis])
+            after, before = (i + di, j + dj), (i - di, j - dj)
+            right = steep * (prior[after] - prior[i, j]) if after in number else -offset
+            left = steep * (prior[i, j] - prior[before]) if before in number else -offset
+            weight = 1 / (1 + math.exp(-sharpness * (left**2 - right**2)))
+            for other, sign, share in ((after, 1, weight), (before, -1, 1 - weight)):
+                if other in number:
+                    row = np.zeros(len(number))
+                    row[number[other]], row[k] = sign * steep, -sign * steep
+                    rows.append(math.sqrt(share) * row)
+                    targets.append(-math.sqrt(share) * offset)
+        row = np.zeros(len(number))
+        row[k] = math.sqrt(prior_weight)
+        rows.append(row)
+        targets.append(math.sqrt(prior_weight) * prior[i, j])
+    return np.exp(np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)[0])
+
+
+@given(seed=st.integers(0, 10**6), prior_weight=st.floats(0.1, 100), sharpness=st.floats(0, 4))
+@settings(deadline=None, max_examples=15)
+def test_one_reweighting_agrees_with_dense_least_squares(seed: int, prior_weight: float, sharpness: float) -> None:
+    coarse, normals, mask = random_problem(seed, 7, 6)
+    intrinsics = np.array([[20.0, 0, 3.1], [0, 22, 3.3], [0, 0, 1]])
+    found = integrate_normals(normals, coarse, mask, intrinsics, prior_weight=prior_weight, sharpness=sharpness, iterations=1)
+    np.testing.assert_allclose(found[mask], dense(normals, coarse, mask, prior_weight, sharpness, np.array([20.0, 22])), rtol=1e-9)
+
+
+def test_the_reconstruction_integrates_alike() -> None:
+    from mggtalk.geometry import surface
+
+    coarse, normals, mask = random_problem(5, 40, 40)
+    found = integrate_normals(normals, coarse, mask, INTRINSICS, prior_weight=3.0)
+    as_tensors = [torch.from_numpy(array) for array in (normals.transpose(2, 0, 1).copy(), coarse[None], mask[None], INTRINSICS)]
+    wanted = surface.integrate_normals(*as_tensors, prior_weight=3.0)
+    np.testing.assert_allclose(found, wanted[0].numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["empty mask", "zero depth", "bad normal", "no prior"])
+def test_integration_refuses_what_it_cannot_solve(case: str) -> None:
+    depth, normals, mask = (array.copy() for array in BALL)
+    if case == "empty mask":
+        mask[:] = False
+    elif case == "zero depth":
+        depth[32, 32] = 0
+    elif case == "bad normal":
+        normals[32, 32] = math.nan
+    with pytest.raises(ValueError, match="normal integration needs"):
+        integrate_normals(normals, depth, mask, INTRINSICS, prior_weight=0.0 if case == "no prior" else 1.0)
+
+
+class BallNormals(NormalAnnotator):
+    """The normals of a ball of 11 cm, 110 cm away."""
+
+    version = 1
+
+    def surface(self, crop: FaceCrop) -> Surface:
+        return sphere(rays(crop.intrinsics, len(crop.image)), np.array([0, 0, 110.0]), 11.0, limit=0.2)
+
+    def __call__(self, crop: FaceCrop, parsing: Parsing, depth: np.ndarray) -> np.ndarray:
+        return np.where((depth > 0)[..., None], self.surface(crop)[1], 0).astype(np.float32)
+
+
+class LumpyDepth(DepthAnnotator):
+    """The same ball with lumps: right in the large, wrong in the small."""
+
+    version = 1
+
+    def __call__(self, crop: FaceCrop, parsing: Parsing) -> np.ndarray:
+        depth, _, mask = BallNormals().surface(crop)
+        lumps = np.sin(2 * np.pi / 16 * np.arange(len(depth)))
+        return np.where(mask & (parsing.labels > 0), depth + 0.5 * lumps * lumps[:, None], 0).astype(np.float32)
+
+    def provenance(self) -> dict[str, str]:
+        return {"weights": "lumps", "sha256": "0", "licence": "free"}
+
+
+def test_the_annotator_takes_shape_from_normals_and_place_from_depth() -> None:
+    crop = frontal_crop(np.zeros(len(canonical_face().vertices)), 128)
+    skin = Parsing(labels=np.full((128, 128), Region.SKIN, np.uint8), matte=np.ones((128, 128), np.float32))
+    annotator = IntegratedDepth(BallNormals(), coarse=LumpyDepth())
+    found, (wanted, _, mask) = annotator(crop, skin), BallNormals().surface(crop)
+    before = np.abs(LumpyDepth()(crop, skin) - wanted)[mask]
+    after = np.abs(found - wanted)[mask]
+    assert before.mean() > 0.18
+    assert after.mean() < 0.2 * before.mean()
+    assert found.dtype == np.float32
+    assert (found[~mask] == 0).all()
+    assert annotator.provenance() == {"weights": "lumps", "sha256": "0", "licence": "free"}
+    nobody = Parsing(labels=np.zeros((128, 128), np.uint8), matte=np.zeros((128, 128), np.float32))
+    assert not annotator(crop, nobody).any()
+
+
+def test_the_annotator_refuses_other_families_and_priors() -> None:
+    with pytest.raises(UserError, match="prior_weight 0"):
+        IntegratedDepth(BallNormals(), prior_weight=0.0)
+    with pytest.raises(UserError, match="normals family"):
+        IntegratedDepth(MeshDepth().spec())
+    with pytest.raises(UserError, match="depth family"):
+        IntegratedDepth(BallNormals(), coarse={"class_path": "datasets_toolkit.annotators.depth_normals.DepthNormals"})
