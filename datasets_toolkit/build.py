@@ -19,6 +19,7 @@ from datasets_toolkit.dataset_info import FILE, ShardInfo
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.executors import Executor, Function, Outcome
 from datasets_toolkit.labelling import annotate, fill_identity, fill_sync
+from datasets_toolkit.local_files import is_part
 from datasets_toolkit.manifest import ClipRow, SourceRow, clip_rows, clip_table, source_rows, source_table
 from datasets_toolkit.packing import publish
 from datasets_toolkit.pipeline import AnnotatorFacts, TrackJob, TrackResult, describe_annotators, release, unit_keys
@@ -126,11 +127,21 @@ def build(
             log.warning("%s: process %d ended without finishing; going on from what it left", out, before)
         run = Run(config, storage, UnitStore(folder), executor, progress or Progress(shown=False), Summary())
         run.store.sweep()
+        if storage.local is not None:
+            _sweep(storage.local)
         try:
             _steps(run, sources, until, anew)
         finally:
             release()
         return run.summary
+
+
+def _sweep(root: Path) -> None:
+    """Remove files that a killed process was writing; who holds the lock knows that nobody writes them any more."""
+    for folder in (root, root / "shards"):
+        for path in folder.glob(".*") if folder.is_dir() else ():
+            if is_part(path.name):
+                path.unlink(missing_ok=True)
 
 
 def _steps(run: Run, sources: Sequence[Source], until: str, anew: str | None) -> None:

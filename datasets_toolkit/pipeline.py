@@ -14,6 +14,7 @@ from typing import Any
 
 from datasets_toolkit import clip_frames, track_unit
 from datasets_toolkit.asset_list import ASSETS
+from datasets_toolkit.codecs import COLUMNS
 from datasets_toolkit.config import AnnotatorConfig, TrackingConfig
 from datasets_toolkit.recipes.base import Source
 from datasets_toolkit.work import key_of
@@ -219,11 +220,16 @@ def unit_keys(names: clip_frames.ClipNames, track: str, place: list[int], size: 
         facts: of the annotators by family.
     """
     clip = key_of([track, place, clip_frames.VERSION])
-    image = key_of(["image", clip, size])
-    keys = {"image": image, "frame": key_of(["frame", clip, size, asdict(names)])}
+    image = key_of(["image", clip, size, _codecs("image")])
+    keys = {"image": image, "frame": key_of(["frame", clip, size, asdict(names), _codecs("frame")])}
     for family in ("parsing", "depth", "normals", "identity", "sync", "audio"):
         if family in facts:
             seen = [keys[other] for other in SEES[family]]
             base = clip if family == "audio" else image
-            keys[family] = key_of([family, base, seen, facts[family].recipe, facts[family].provenance])
+            keys[family] = key_of([family, base, seen, facts[family].recipe, facts[family].provenance, _codecs(family)])
     return keys
+
+
+def _codecs(family: str) -> list[str]:
+    """The formats of a family's columns: another format makes other bytes."""
+    return [COLUMNS[name].codec for name in COLUMNS_OF[family]]

@@ -45,7 +45,8 @@ def kill_builds(videos: Sequence[Path], folder: Path, kills: int, seed: int, wor
                     counts["builds killed"] += 1
                     continue
         assert finish(process) == 0
-        assert digests(out) == wanted, f"differs after {counts}"
+        found = digests(out)
+        assert found == wanted, f"{sorted(dict(found.items() ^ wanted.items()))} differ after {counts}"
         counts["finished"] += 1
     return counts
 

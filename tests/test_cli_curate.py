@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -14,8 +13,8 @@ pytest.importorskip("omegaconf")
 from curated_scenes import CLIPS, make_curated
 from test_checks import flip_byte, scaled_pose
 
-from datasets_toolkit.cli import run
-from datasets_toolkit.cli_curate import WHAT, add_commands
+from datasets_toolkit.cli import main
+from datasets_toolkit.cli_curate import WHAT
 from datasets_toolkit.export_tools import NEEDS
 from datasets_toolkit.shards import ShardReader
 
@@ -23,13 +22,7 @@ ALICE = CLIPS[0]
 
 
 def mggdata(*arguments: object) -> int:
-    """A command line that has these commands; the status they return, or that of a mistake."""
-    parser = argparse.ArgumentParser(prog="mggdata")
-    add_commands(parser.add_subparsers(required=True))
-    parsed = parser.parse_args([str(argument) for argument in arguments])
-    outcome: list[int | None] = []
-    status = run(lambda given: outcome.append(given.function(given)), parsed)
-    return status or outcome[0] or 0
+    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -107,7 +107,8 @@ def head_mesh(landmarks: Float[Tensor, "b 478 3"], camera: Camera) -> Float[Tens
     rotation, translation = camera.head_to_camera[:, :3, :3], camera.head_to_camera[:, None, :3, 3]
     weights = (weights / weights.sum())[:, None]
     turned = (vertices - (weights * vertices).sum(0)) @ rotation.mT
-    scale = (weights * turned * points).sum((-2, -1)) / (weights * turned.square()).sum((-2, -1))
+    centred = points - (weights * points).sum(-2, keepdim=True)
+    scale = (weights * turned * centred).sum((-2, -1)) / (weights * turned.square()).sum((-2, -1))
     return (points / scale[:, None, None] - translation) @ rotation
 
 
