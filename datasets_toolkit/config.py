@@ -42,7 +42,7 @@ class TrackingConfig:
 
     faces: str = "all"
     max_faces: int = 4
-    min_face: float = MIN_FACE
+    min_face: float = float(MIN_FACE)
     newcomers: float = 1.0
     max_gap: float = 0.5
     max_duration: float = 10.0

@@ -133,5 +133,5 @@ def clip_ranges(track: Track, times: FloatArray, longest: float) -> list[tuple[i
 def inside_box(track: Track, box: Iterable[float]) -> bool:
     """Whether at least half of a track's faces have their centres in a box (x0, y0, x1, y1)."""
     x0, y0, x1, y1 = box
-    centres = np.array([landmark_bounds(landmarks)[0] for landmarks in track.landmarks])
+    centres = np.array([landmark_bounds(landmarks)[0] for landmarks in track.landmarks.astype(np.float64)])
     return bool(((centres >= [x0, y0]) & (centres <= [x1, y1])).all(1).mean() >= 0.5)

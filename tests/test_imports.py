@@ -41,15 +41,18 @@ NEVER = ("torchvision", "lpips", "torch_fidelity")  # their CUDA-linked wheels b
 AT_TOP_LEVEL = {  # where a module may import these at once; everywhere else only inside functions
     "albumentations": ("mggtalk/data/",),
     "av": (),
+    "diffusers": (),
     "gsplat": ("mggtalk/rendering/cuda.py",),
     "insightface": (),
     "jsonargparse": ("mggtalk/stages/",),
     "lightning": ("mggtalk/stages/", "mggtalk/data/", "mggtalk/callbacks.py"),
     "mediapipe": (),
     "omegaconf": ("mggtalk/stages/",),
+    "onnx": (),
     "onnxruntime": (),
     "skimage": (),
     "torchmetrics": ("mggtalk/stages/", "mggtalk/metrics/"),
+    "transformers": (),
     "wandb": (),
     "webdataset": ("mggtalk/data/",),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import pickle
 import shutil
 import threading
 from collections import Counter
@@ -25,7 +26,7 @@ from datasets_toolkit.storage import Storage, StorageError
 from mggtalk.data.augment import PairTransform, Photometric
 from mggtalk.data.batches import Cursor, EveryPair, Share, TrainBatches
 from mggtalk.data.buffers import BlockWriter, BufferPool, Placed, ShapeError, tensors_of
-from mggtalk.data.loader import PairLoader, Workers
+from mggtalk.data.loader import Failure, PairLoader, PairReader, Work, Workers
 from mggtalk.data.packed import PackedBatch
 from mggtalk.data.pairs import PairPlan, PairRule, Pairs, frame_table
 from mggtalk.types import Camera
@@ -52,7 +53,7 @@ def joined(parts: tuple[PackedBatch, ...]) -> list[torch.Tensor]:
     return [torch.cat(tensors) for tensors in zip(*map(tensors_of, parts), strict=True)]
 
 
-@pytest.mark.parametrize("workers", [Workers(count=1, start="spawn"), Workers(count=2, start="fork"), Workers(count=3, start="fork", ahead=1)])
+@pytest.mark.parametrize("workers", [Workers(count=1, start="spawn"), Workers(count=2, start="fork"), Workers(count=2, start="fork", ahead=1)])
 def test_workers_change_nothing(reader: ShardReader, workers: Workers) -> None:
     """Two epochs each: the first batches come by pickling, the later ones through lent memory."""
     transform = replace(RANDOM, photometric=Photometric()) if workers.start == "spawn" else RANDOM
@@ -151,7 +152,7 @@ def test_ranks_share_the_plan(reader: ShardReader, tmp_path: Path) -> None:
 
 def test_validation_fills_the_last_batch_and_says_so(reader: ShardReader) -> None:
     pairs = Pairs(source=np.arange(5), target=np.arange(5)[::-1].copy())
-    found = list(PairLoader(reader, EveryPair(pairs, Share(4)), Workers(count=0) and None))
+    found = list(PairLoader(reader, EveryPair(pairs, Share(4))))
     assert [batch.valid.tolist() for batch in found] == [[True] * 4, [True] + [False] * 3]
     assert found[1].rows.tolist() == [[4, 0]] * 4 and torch.equal(found[1].source.image[0], found[1].source.image[3])
 
@@ -200,24 +201,38 @@ def test_a_missing_column_is_told(reader: ShardReader, tmp_path: Path) -> None:
 
 
 def test_crops_of_different_sizes_are_told(tmp_path: Path) -> None:
-    sizes = iter([32, 48])
-    first, second = (make_dataset(tmp_path / str(number), 1, 2, next(sizes)) for number in range(2))
-    shutil.copy(tmp_path / "1/shards/train-000000.tar", tmp_path / "0/shards/train-000000.tar")
-    del first
-    listed = EveryPair(Pairs(source=np.array([0]), target=np.array([1])), Share(1))
-    (whole,) = PairLoader(second, listed)
-    assert whole.source.image.shape == (1, 48, 48, 3)
-    writer, pool = BlockWriter(), BufferPool()
-    small, large = (Camera(intrinsics=torch.zeros(3, 3) + value, head_to_camera=torch.zeros(4, 4)) for value in (1, 2))
+    """With and without lent memory."""
+    small, large = (make_dataset(tmp_path / name, 1, 2, size) for name, size in (("a", 32), ("b", 48)))
+    shutil.copy(tmp_path / "b/shards/train-000000.tar", tmp_path / "a/shards/other.tar")
+    columns = ("image", "landmarks", "meta")
+    first, second = AddressBook(small, columns)[0], replace(AddressBook(large, columns)[0], shard="shards/other.tar")
+    (request,) = EveryPair(Pairs(source=np.arange(2), target=np.arange(2)), Share(2))
+    pool = BufferPool()
+    for addresses, sound in (([first, first], True), ([first, second], False)):
+        for block in (None, pool.lend()):
+            work = Work(request=request, source=addresses, target=addresses, block=block)
+            found = PairReader(small.storage, PairTransform())[work]
+            if sound and block is None:
+                pool.learn(found)
+            elif not sound:
+                assert isinstance(found, Failure) and "different" in found.message and found.message.endswith("set the transform's size")
+    resized = PairReader(small.storage, PairTransform(size=40))[replace(work, block=None)]
+    assert resized.source.image.shape == (2, 40, 40, 3)
+
+
+def test_a_block_holds_the_records_that_were_placed() -> None:
+    cameras = [Camera(intrinsics=torch.full((3, 3), value), head_to_camera=torch.full((4, 4), -value)) for value in (1.0, 2.0)]
+    pool = BufferPool()
+    assert pool.lend() is None, "the size of the blocks is not known yet"
     pool.learn(Camera(intrinsics=torch.zeros(2, 3, 3), head_to_camera=torch.zeros(2, 4, 4)))
     name = pool.lend()
-    assert name
-    places = writer.place(lambda number, _: (small, large)[number], 2, name)
+    places = BlockWriter().place(lambda number, _: cameras[number], 2, name)
     opened = pool.open(Placed(block=name, places=places, values={}))
-    assert opened.intrinsics[:, 0, 0].tolist() == [1, 2] and opened.head_to_camera.shape == (2, 4, 4)
-    with pytest.raises(ShapeError):
-        BlockWriter().place(lambda *_: small, 9, name)
-    pool.close()
+    assert opened.intrinsics[:, 0, 0].tolist() == [1, 2] and opened.head_to_camera[:, 3, 3].tolist() == [-1, -2]
+    with pytest.raises(ShapeError, match="does not fit"):
+        BlockWriter().place(lambda *_: cameras[0], 9, name)
+    with pytest.raises(TypeError, match="one process"):
+        pickle.dumps(pool)
 
 
 def test_memory_is_lent_again_only_when_no_tensor_looks_into_it(reader: ShardReader) -> None:

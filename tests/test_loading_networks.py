@@ -73,6 +73,14 @@ def test_loading_is_silent_and_leaves_the_logs_as_they_were(tmp_path: Path, capf
     assert [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in (diffusers_log, transformers_log)] == before
 
 
+def test_the_licence_is_that_of_the_weights(tmp_path: Path) -> None:
+    arguments = made.depth_anything(tmp_path / "weights")
+    assert TransformersDepth(**arguments).provenance()["licence"] == "apache-2.0"
+    assert TransformersDepth(**arguments, licence="bought").provenance()["licence"] == "bought"
+    (tmp_path / "weights" / "README.md").unlink()
+    assert TransformersDepth(**arguments).provenance()["licence"] == TransformersDepth.source.licence
+
+
 def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     annotator = OnnxParsing(**made.bisenet(tmp_path / "weights"))
 

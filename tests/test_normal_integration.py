@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from face_scenes import frontal_crop
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,16 +120,6 @@ def test_one_reweighting_agrees_with_dense_least_squares(seed: int, prior_weight
     intrinsics = np.array([[20.0, 0, 3.1], [0, 22, 3.3], [0, 0, 1]])
     found = integrate_normals(normals, coarse, mask, intrinsics, prior_weight=prior_weight, sharpness=sharpness, iterations=1)
     np.testing.assert_allclose(found[mask], dense(normals, coarse, mask, prior_weight, sharpness, np.array([20.0, 22])), rtol=1e-9)
-
-
-def test_the_reconstruction_integrates_alike() -> None:
-    from mggtalk.geometry import surface
-
-    coarse, normals, mask = random_problem(5, 40, 40)
-    found = integrate_normals(normals, coarse, mask, INTRINSICS, prior_weight=3.0)
-    as_tensors = [torch.from_numpy(array) for array in (normals.transpose(2, 0, 1).copy(), coarse[None], mask[None], INTRINSICS)]
-    wanted = surface.integrate_normals(*as_tensors, prior_weight=3.0)
-    np.testing.assert_allclose(found, wanted[0].numpy(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("case", ["empty mask", "zero depth", "bad normal", "no prior"])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators import FaceCrop
+from datasets_toolkit.annotators.audio_features import mfcc
 from datasets_toolkit.annotators.syncnet import SyncNet, score, steady_faces
 from datasets_toolkit.errors import AssetError, UserError
 from datasets_toolkit.faces import landmark_bounds
@@ -57,6 +58,10 @@ def test_sound_vectors_are_those_of_a_fifth_of_a_second(syncnet: SyncNet) -> Non
     later = syncnet.sound_vectors(sound[640 * 4 :], 14)
     np.testing.assert_allclose(found[5:], later[1:], atol=1e-3)  # pre-emphasis reaches one sample back
     assert np.abs(found[4] - found[9]).max() > 1e-3
+    network, columns = syncnet.network(), torch.from_numpy(mfcc(sound).T[:, 36:56].copy()).float()  # of frame 9
+    with torch.inference_mode():
+        wanted = network["netfcaud"](network["netcnnaud"](columns[None, None]).flatten(1))[0]
+    np.testing.assert_allclose(found[9], wanted.numpy(), atol=1e-4)
 
 
 def test_too_short_a_clip_has_no_score(syncnet: SyncNet, crop: FaceCrop) -> None:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from datasets_toolkit.annotators.base import FaceCrop, Map, NormalAnnotator, Parsing
+from datasets_toolkit.masks import around
 from datasets_toolkit.mesh_kernels import surface_normals
 
 
@@ -20,16 +21,13 @@ class DepthNormals(NormalAnnotator):
     def __call__(self, crop: FaceCrop, parsing: Parsing, depth: Map) -> Map:
         """Unit normals wherever ``depth`` is known."""
         result, known, sigma = np.zeros((*depth.shape, 3), np.float32), depth > 0, self.smoothing * len(depth) / 256
-        rows, columns = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))
-        if not len(rows):
+        if not known.any():
             return result
-        margin = int(np.ceil(4 * sigma)) + 2  # what the filter sees
-        top, left = max(int(rows[0]) - margin, 0), max(int(columns[0]) - margin, 0)
-        part = slice(top, int(rows[-1]) + margin + 1), slice(left, int(columns[-1]) + margin + 1)
+        part = around(known, int(np.ceil(4 * sigma)) + 2)  # as far as the filter sees
         spread = _spread(depth[part], known[part])
         smooth = np.asarray(cv2.GaussianBlur(spread, (0, 0), sigma)) if sigma > 0 else spread
         focal, centre = crop.intrinsics[0, 0], crop.intrinsics[:2, 2]
-        surface_normals(result[part], smooth, known[part], top, left, focal, centre[0], centre[1])
+        surface_normals(result[part], smooth, known[part], part[0].start, part[1].start, focal, centre[0], centre[1])
         return result
 
 

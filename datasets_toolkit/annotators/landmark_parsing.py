@@ -18,6 +18,7 @@ import numpy.typing as npt
 from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators.base import FaceCrop, Map, Parsing, ParsingAnnotator
 from datasets_toolkit.assets import ASSETS, locate
+from datasets_toolkit.masks import around
 from datasets_toolkit.native import quiet_stderr
 from datasets_toolkit.parsing_kernels import add_polygon, add_priors, colour_distances, colour_moments, coverage, extent, find_seeds, name_regions
 from datasets_toolkit.schema import ByteImage, FloatArray, Region
@@ -161,7 +162,7 @@ def _person_regions(crop: FaceCrop, person: MASK, face: MASK) -> npt.NDArray[np.
     """Background, face skin, hair, ears, neck and torso."""
     labels = np.zeros(person.shape, np.uint8)
     radius = max(len(labels) // 64, 2)
-    part = _around(person | face, 2 * radius + 1)  # as far as the guided filter sees
+    part = around(person | face, 2 * radius + 1)  # as far as the guided filter sees
     top, left = part[0].start, part[1].start
     plane = head_plane(crop)
     half = extent(face, plane[1, 0], plane[1, 1]) / 2 if face.any() else 8.0  # of the face's height, cm
@@ -176,16 +177,6 @@ def _person_regions(crop: FaceCrop, person: MASK, face: MASK) -> npt.NDArray[np.
     smooth = np.stack(guided_filters(_grey(image), scores, radius, 1e-3))
     name_regions(labels[part], smooth, person, face, top, left, plane, half, names)
     return labels
-
-
-def _around(mask: MASK, margin: int) -> tuple[slice, slice]:
-    """The rows and columns that hold a mask, with a margin; all of them if it is empty."""
-    sides = []
-    for axis in (1, 0):
-        places = np.flatnonzero(mask.any(axis))
-        first, last = (int(places[0]), int(places[-1])) if len(places) else (0, len(mask) - 1)
-        sides.append(slice(max(first - margin, 0), last + margin + 1))
-    return sides[0], sides[1]
 
 
 def _log_likelihood(planes: Map, samples: npt.NDArray[np.uint8]) -> Map:

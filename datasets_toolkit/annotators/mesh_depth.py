@@ -14,6 +14,7 @@ import numpy.typing as npt
 from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators.base import DepthAnnotator, FaceCrop, Map, Parsing
 from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.masks import around
 from datasets_toolkit.mesh_kernels import head_depth, nearest_depth, upper_head
 from datasets_toolkit.poisson import screened_poisson
 from datasets_toolkit.schema import HEAD_REGIONS, FloatArray
@@ -80,22 +81,12 @@ def head_prior(crop: FaceCrop, head: MASK) -> Map:
     inverse, neck = 1 / radii, np.array([1, 0, 1]) / (NECK_RADIUS * grown.mean())
     starts = (origin - SKULL_CENTRE * grown) * inverse, (origin - NECK_CENTRE * grown) * neck
     prior, blur = np.zeros((size, size), np.float32), size / 100
-    part = _around(head, int(np.ceil(4 * blur)) + 1)
+    part = around(head, int(np.ceil(4 * blur)) + 1)
     window = np.empty(prior[part].shape, np.float32)
     limits = 0.5 * NECK_CENTRE[1], shift[2] - 12, shift[2] - BEHIND
     head_depth(window, part[0].start, part[1].start, rays, inverse, neck, *starts, origin[1], *limits)
     prior[part] = cv2.GaussianBlur(window, (0, 0), blur)  # no creases where the parts meet
     return prior
-
-
-def _around(mask: MASK, margin: int) -> tuple[slice, slice]:
-    """The rows and columns that hold a mask, with a margin; all of them if it is empty."""
-    sides = []
-    for axis in (1, 0):
-        places = np.flatnonzero(mask.any(axis))
-        first, last = (places[0], places[-1]) if len(places) else (0, len(mask) - 1)
-        sides.append(slice(max(int(first) - margin, 0), int(last) + margin + 1))
-    return sides[0], sides[1]
 
 
 def _hair_room(rays: FloatArray, origin: FloatArray, grown: FloatArray, head: MASK) -> FloatArray:

@@ -15,12 +15,13 @@ from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mggtalk.types import TensorRecord
 
-Array = np.ndarray[Any, Any]
+Array = npt.NDArray[Any]
 ALIGNMENT = 64
 
 

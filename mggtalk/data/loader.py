@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -53,17 +53,10 @@ class Failure:
     message: str
 
 
-class Requests(Protocol):
-    """Something that lists requests: :class:`TrainBatches` or :class:`EveryPair`."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Request]: ...
-
-
 class _Addressed:
     """The requests with their addresses and blocks, in the process that holds index and pool."""
 
-    def __init__(self, requests: Requests, source: AddressBook, target: AddressBook, pool: BufferPool | None) -> None:
+    def __init__(self, requests: TrainBatches | EveryPair, source: AddressBook, target: AddressBook, pool: BufferPool | None) -> None:
         self.requests, self.source, self.target, self.pool = requests, source, target, pool
 
     def __len__(self) -> int:
@@ -239,6 +232,8 @@ class PairLoader:
             worker_init_fn=start_worker,
             **options,
         )
+
+    batch_sampler = None  # Lightning asks for it, as torch's DataLoader has one
 
     def __len__(self) -> int:
         """Global batches of a whole epoch."""
