@@ -27,7 +27,6 @@ import cv2
 import numpy as np
 import torch
 from loader_data import PNG_STEPS, make_dataset, pair_members, pairs_of, write_litdata, write_webdataset
-from torch.utils.data import DataLoader
 
 from datasets_toolkit.codecs import decode_depth, decode_image, decode_parsing
 from datasets_toolkit.shards import ShardReader
@@ -159,12 +158,14 @@ def lit(folder: str, batch: int, workers: int, start: str) -> Callable[[], Itera
     globals()["Pairs"] = Pairs  # spawned processes look it up by name
     Pairs.__qualname__ = "Pairs"
     data = Pairs(folder, shuffle=True, seed=1, drop_last=True)
-    loader = litdata.StreamingDataLoader(data, batch_size=batch, num_workers=workers, multiprocessing_context=start, persistent_workers=True)
+    options = {"num_workers": workers, "multiprocessing_context": start, "persistent_workers": True}
+    loader = litdata.StreamingDataLoader(data, batch_size=batch, **options)
     return lambda: loader
 
 
-def contestants(reader: ShardReader, folder: Path, split: str, parsed: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterable[Any]]]]:
+def contestants(reader: ShardReader, folder: Path, parsed: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterable[Any]]]]:
     """Every loader by name, its data written."""
+    split = parsed.split
     options = (parsed.batch, parsed.workers, parsed.start)
     yield OURS, ours(reader.storage.root, split, *options)
     yield "webdataset, same codecs", web(write_webdataset(reader, folder / "web", split, png=False), *options)
@@ -199,7 +200,7 @@ def measure(parsed: argparse.Namespace, folder: Path) -> dict[str, list[Measured
     members = [pair_members(reader, pair) for pair in pairs_of(reader, parsed.split)[:48]]
     sizes = {name: round(statistics.mean(len(one[name]) for one in members) / 1024) for name in members[0]}
     print(f"KiB of a pair's members: {sizes}", file=sys.stderr)
-    loaders = dict(contestants(reader, folder, parsed.split, parsed))
+    loaders = dict(contestants(reader, folder, parsed))
     rates: dict[str, list[Measured]] = {FLOOR: [], **{name: [] for name in loaders}}
     warm = 12 * parsed.workers
     for _ in range(parsed.rounds):
@@ -210,7 +211,8 @@ def measure(parsed: argparse.Namespace, folder: Path) -> dict[str, list[Measured
 
 
 def table(rates: dict[str, list[Measured]]) -> str:
-    lines = ["| loader | pairs/s, best | share of the floor's rate | processor ms a pair, least | floor's share of it |", "|---|---|---|---|---|"]
+    head = ("loader", "pairs/s, best", "share of the floor's rate", "processor ms a pair, least", "floor's share of it")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, values in rates.items():
         both = list(zip(values, rates[FLOOR], strict=True))
         rate, cost = (statistics.median(shares) for shares in ([v.rate / f.rate for v, f in both], [f.cost / v.cost for v, f in both]))
@@ -230,7 +232,8 @@ def main(line: Sequence[str] | None = None) -> None:
     print(table(rates))
     if parsed.json:
         settings = {name: getattr(parsed, name) for name in ("workers", "batch", "pairs", "rounds", "start", "data")}
-        parsed.json.write_text(json.dumps({"settings": settings, "results": {name: [one._asdict() for one in values] for name, values in rates.items()}}, indent=1) + "\n")
+        results = {name: [one._asdict() for one in values] for name, values in rates.items()}
+        parsed.json.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from skimage.data import astronaut
 
 from datasets_toolkit.codecs import COLUMNS, decode_depth, encode_sample
 from datasets_toolkit.sample import FrameMeta, FrameSample
-from datasets_toolkit.schema import BLENDSHAPES, Region
+from datasets_toolkit.schema import BLENDSHAPES
 from datasets_toolkit.shards import DatasetInfo, ShardReader, index_row, pack, write_index, write_info, write_table
 from datasets_toolkit.storage import Storage
 
@@ -89,7 +89,8 @@ def make_dataset(root: Path, count: int, size: int) -> ShardReader:
     manifests["clips.parquet"] = write_table(storage, "clips.parquet", pa.table({"clip": clips, "person": clips}))
     manifests["sources.parquet"] = write_table(storage, "sources.parquet", pa.table({"source": clips}))
     columns = [COLUMNS[name].describe() for name in KEPT]
-    write_info(storage, DatasetInfo(config={}, columns=columns, annotators=[], shards=shards, counts={"samples": count}, manifests=manifests))
+    counts = {"samples": count}
+    write_info(storage, DatasetInfo(config={}, columns=columns, annotators=[], shards=shards, counts=counts, manifests=manifests))
     return ShardReader(storage)
 
 
@@ -101,8 +102,9 @@ def pairs_of(reader: ShardReader, split: str) -> list[tuple[int, int]]:
 
 def pair_members(reader: ShardReader, pair: tuple[int, int]) -> dict[str, bytes]:
     """What each loader decodes for a pair: two pictures, parsing and depth of the source."""
-    source = reader.members(pair[0], ("image", "parsing", "depth"))
-    return {"source": source["image"], "target": reader.members(pair[1], ("image",))["image"], "parsing": source["parsing"], "depth": source["depth"]}
+    members = reader.members(pair[0], ("image", "parsing", "depth"))
+    target = reader.members(pair[1], ("image",))["image"]
+    return {"source": members["image"], "target": target, "parsing": members["parsing"], "depth": members["depth"]}
 
 
 def png_depth(data: bytes) -> bytes:
@@ -140,6 +142,7 @@ class Members:
         self.root = root
 
     def __call__(self, pair: tuple[int, int]) -> dict[str, Any]:
+        """The members by name."""
         return dict(pair_members(ShardReader(self.root), pair))
 
 

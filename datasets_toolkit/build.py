@@ -159,9 +159,7 @@ def _steps(run: Run, sources: Sequence[Source], until: str, anew: str | None) ->
     publish(run, rows, clips, facts)
 
 
-def _scored(
-    run: Run, sources: Sequence[Source], anew: str | None
-) -> tuple[list[SourceRow], list[ClipRow], list[AnnotatorFacts]]:
+def _scored(run: Run, sources: Sequence[Source], anew: str | None) -> tuple[list[SourceRow], list[ClipRow], list[AnnotatorFacts]]:
     """Candidate clips with their scores and the policy's verdict."""
     policy = load_policy(run.config.policy) if run.config.policy is not None else Policy()
     facts = _describe(run)

@@ -81,9 +81,7 @@ def _recompute(parsed: argparse.Namespace) -> None:
     from datasets_toolkit.recompute import recompute
 
     with _stoppable(), _executor(parsed) as executor:
-        summary = recompute(
-            parsed.out, parsed.annotator, parsed.words, executor=executor, work=parsed.work, progress=Progress()
-        )
+        summary = recompute(parsed.out, parsed.annotator, parsed.words, executor=executor, work=parsed.work, progress=Progress())
     _report(parsed.out, summary)
 
 

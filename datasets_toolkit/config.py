@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -88,7 +89,9 @@ class BuildConfig:
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> BuildConfig:
-    """The settings of a YAML file, changed by words such as ``tracking.faces=largest`` or ``annotators.1.init_args.smoothing=2``.
+    """The settings of a YAML file, changed by words such as ``tracking.faces=largest`` or ``annotators.2.init_args.smoothing=2.0``.
+
+    The number behind the last annotator adds one.
 
     Raises:
         UserError: the file cannot be read, or a key or value cannot be meant; the message names it.
@@ -173,6 +176,9 @@ def _override(config: Any, word: str) -> None:
         parsed = safe_load(value) if value else None
     except YAMLError as error:
         raise UserError(f"{word}: {value!r} cannot be read as a value ({error}); quote it") from error
+    place = re.match(r"annotators\.(\d+)\.", key)
+    if place is not None and int(place[1]) == len(config.annotators):
+        config.annotators.append(OmegaConf.structured(AnnotatorConfig))  # one more than there were
     OmegaConf.update(config, key, parsed, merge=True, force_add=".init_args." in key)
 
 
@@ -180,7 +186,7 @@ def _bad_key(where: str, key: str, reason: str) -> UserError:
     last = key.rpartition(".")[2]
     known = sorted({one.name for kind in (BuildConfig, TrackingConfig, AnnotatorConfig, Fractions) for one in fields(kind)})
     near = [name for name in get_close_matches(last, known, 1, 0.6) if name != last]
-    hint = f"; did you mean {near[0]!r}?" if near and "Did you mean" not in reason else ""
+    hint = f"; did you mean {near[0]!r}?" if near and "not in" in reason and "Did you mean" not in reason else ""
     return UserError(f"{where}: {key or 'value'}: {reason}{hint}")
 
 

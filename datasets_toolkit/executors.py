@@ -15,6 +15,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -183,10 +184,8 @@ class _Worker:
 
     def give(self, function: Function, index: int, job: Any) -> None:
         self.job, self.begun = index, time.monotonic()
-        try:
+        with suppress(OSError):  # where it died while idle, reading from it tells
             self.connection.send((function, index, job))
-        except OSError:
-            pass  # it died while idle: reading from it tells
 
     def outcome(self, timeout: float | None) -> Outcome | None:
         """What has become of the job, None while it runs; the process is gone after "crashed"."""
@@ -204,10 +203,8 @@ class _Worker:
         return None
 
     def stop(self) -> None:
-        try:
+        with suppress(OSError):
             self.connection.send(None)
-        except OSError:
-            pass
         self.process.join(10)
         self.kill()
 

@@ -5,6 +5,7 @@ The working folder must lie on a disk that all machines share.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -36,9 +37,11 @@ class RayExecutor(Executor):
             raise UserError(f"--engine ray: the package ray cannot be imported ({error}); install it with: pip install ray") from error
         options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": workers, "include_dashboard": False}
         try:
-            ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"--engine ray: {address or 'a cluster on this machine'} cannot be used ({error}); check the address") from error
+            raise UserError(
+                f"--engine ray: {address or 'a cluster on this machine'} cannot be used ({error}); check the address"
+            ) from error
         self._ray = ray
 
     def run(self, function: Function, jobs: Sequence[Any], *, on_result: Callable[[Outcome], None]) -> None:
@@ -100,7 +103,7 @@ class SlurmExecutor(Executor):
         self._executor.update_parameters(
             timeout_min=minutes, cpus_per_task=1, name="mggdata", slurm_array_parallelism=max(workers, 1), **extra
         )
-        self._workers = max(workers, 1)
+        self._workers, self._local = max(workers, 1), local
 
     def run(self, function: Function, jobs: Sequence[Any], *, on_result: Callable[[Outcome], None]) -> None:
         """See :meth:`Executor.run`; the jobs of a task that died are tried again, each in a task of its own."""
@@ -117,6 +120,8 @@ class SlurmExecutor(Executor):
             return []
         tasks = dict(zip(self._executor.map_array(_call_all, [function] * len(shares), shares), shares, strict=True))
         died = []
+        for task in tasks if self._local else ():
+            task._results_timeout_s = 1  # submitit waits 15 s for the result of a task that is gone, in case the disk is a slow shared one
         try:
             while tasks:
                 for task in [task for task in tasks if task.done()]:

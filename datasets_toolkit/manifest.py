@@ -149,7 +149,12 @@ def clip_table(clips: Sequence[ClipRow]) -> pyarrow.Table:
 def _clip_record(row: ClipRow) -> dict[str, Any]:
     rate = Fraction(row.owner.track.info["fps"])
     facts = {name: row.facts[name] for name in ("start", "end", "first", "last", "frames", "gaps")}
-    record = {"clip": row.names.clip, "source": row.names.source, "dataset": row.owner.source.dataset, "person": row.names.person}
+    record: dict[str, Any] = {
+        "clip": row.names.clip,
+        "source": row.names.source,
+        "dataset": row.owner.source.dataset,
+        "person": row.names.person,
+    }
     record |= {"face": row.facts["track"], **facts, "fps_num": rate.numerator, "fps_den": rate.denominator, **row.scores}
     return record | {"split": row.split, "kept": row.kept, "reasons": row.reasons, "identity": row.identity}
 

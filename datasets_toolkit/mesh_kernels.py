@@ -28,10 +28,10 @@ def nearest_depth(image, points, inverse_depth, triangles):  # type: ignore[no-u
         area = e00 * e11 - e01 * e10
         if abs(area) < 1e-9:
             continue
-        left = max(int(math.floor(min(x0, points[j, 0], points[k, 0]) - 0.5)), 0)
-        right = min(int(math.ceil(max(x0, points[j, 0], points[k, 0]) + 0.5)), size)
-        top = max(int(math.floor(min(y0, points[j, 1], points[k, 1]) - 0.5)), 0)
-        bottom = min(int(math.ceil(max(y0, points[j, 1], points[k, 1]) + 0.5)), size)
+        left = max(math.floor(min(x0, points[j, 0], points[k, 0]) - 0.5), 0)
+        right = min(math.ceil(max(x0, points[j, 0], points[k, 0]) + 0.5), size)
+        top = max(math.floor(min(y0, points[j, 1], points[k, 1]) - 0.5), 0)
+        bottom = min(math.ceil(max(y0, points[j, 1], points[k, 1]) + 0.5), size)
         w0, w1, w2 = inverse_depth[i], inverse_depth[j] - inverse_depth[i], inverse_depth[k] - inverse_depth[i]
         for y in range(top, bottom):
             dy = y + 0.5 - y0

@@ -75,7 +75,9 @@ def _filled(run: Run, clips: Sequence[ClipRow], families: tuple[str, ...]) -> It
         keys = {family: clip.keys[family] for family in families}
         indices = _indices(run, clip)
         size = sum(run.store.path(family, key).stat().st_size for family, key in keys.items()) / len(indices)
-        cost, room = (1.0, float(run.config.shard_samples)) if run.config.shard_samples is not None else (size, float(run.config.shard_bytes))
+        cost, room = (
+            (1.0, float(run.config.shard_samples)) if run.config.shard_samples is not None else (size, float(run.config.shard_bytes))
+        )
         while indices:
             count = min(max(int((room - filled) / cost), 0 if filled else 1), len(indices))
             if count:

@@ -25,8 +25,8 @@ def add_polygon(steps, corners, lines, top):  # type: ignore[no-untyped-def]
         x0, y0, x1, y1 = corners[i, 0], corners[i, 1], corners[j, 0], corners[j, 1]
         if y0 == y1:
             continue
-        first = min(max(int(math.ceil(min(y0, y1) * lines - 0.5)), top * lines), (top + height) * lines)
-        last = min(max(int(math.ceil(max(y0, y1) * lines - 0.5)), top * lines), (top + height) * lines)
+        first = min(max(math.ceil(min(y0, y1) * lines - 0.5), top * lines), (top + height) * lines)
+        last = min(max(math.ceil(max(y0, y1) * lines - 0.5), top * lines), (top + height) * lines)
         sign, slope = (1.0 if y1 > y0 else -1.0) / lines, (x1 - x0) / (y1 - y0)
         for line in range(first, last):
             x = min(max(x0 + ((line + 0.5) / lines - y0) * slope, 0.0), float(width))
@@ -37,7 +37,7 @@ def add_polygon(steps, corners, lines, top):  # type: ignore[no-untyped-def]
 
 @compiled()
 def coverage(result, steps, top, left, right):  # type: ignore[no-untyped-def]
-    """Running sums of ``steps`` along the rows, as shares in [0, 1], into ``result``: its rows from ``top``, columns ``left`` to ``right``."""
+    """Running sums of ``steps`` along the rows, as shares in [0, 1], into ``result``: rows from ``top``, columns ``left`` to ``right``."""
     for row in range(steps.shape[0]):
         total = 0.0
         for column in range(left, right):

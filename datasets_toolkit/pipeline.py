@@ -1,6 +1,6 @@
 """The steps of a build as jobs: what each is given, what it answers, and the keys under which its results are kept.
 
-    source --track--> tracks, candidate clips, scores --policy--> kept clips --annotate--> one unit for each clip and family --pack--> shards
+    source --track--> tracks, candidate clips, scores --policy--> kept clips --annotate--> a unit for each clip and family --pack--> shards
 
 Jobs carry paths and numbers, never pixels, and run in any process that sees the work folder.
 """
@@ -105,7 +105,7 @@ class AnnotateJob:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateResult:
-    """What the second pass answers. Attributes: frames decoded, samples annotated, seconds spent on each stage, why it failed ('' if not)."""
+    """What the second pass answers. Attributes: frames decoded, samples made, seconds spent on each stage, why it failed ('' if not)."""
 
     frames: int = 0
     samples: int = 0

@@ -2,9 +2,9 @@
 
 Letters: u the values, s the screen; at every free cell i, with its neighbours j inside the grid,
     sum_j (u_i - u_j) + s u_i = 0,
-and u is given at all other cells. With the given values on the right side that is A u = b, A symmetric and positive. A coarse cell stands for
-its free children; it is linked to the next one half as strongly as they are together (its centre lies twice as far away), and to given
-cells as they are. One V-cycle of Gauss-Seidel sweeps, red, black, then black, red, keeps the symmetry that conjugate gradients need
+and u is given at all other cells. With the given values on the right side that is A u = b, A symmetric and positive. A coarse cell stands
+for its free children; it is linked to the next one half as strongly as they are together (its centre lies twice as far away), and to
+given cells as they are. One V-cycle of Gauss-Seidel sweeps, red, black, then black, red, keeps the symmetry that conjugate gradients need
 (Tatebe, "The multigrid preconditioned conjugate gradient method", 1993).
 """
 
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
 
 from datasets_toolkit.compiling import compiled
 from datasets_toolkit.schema import FloatArray

@@ -105,13 +105,17 @@ def check_times(times: FloatArray, header: Fraction) -> Timing:
         low, high = 1000 * np.percentile(steps, [1, 99])
         problems.append(f"variable frame rate: from {low:.0f} to {high:.0f} ms between frames; the true times are kept")
     elif uneven.any():
-        problems.append(f"uneven frame times: {int(uneven.sum())} frames are missing, late or early, by {1000 * steps.max():.0f} ms at most")
+        problems.append(
+            f"uneven frame times: {int(uneven.sum())} frames are missing, late or early, by {1000 * steps.max():.0f} ms at most"
+        )
     measured = (len(times) - 1) / (times[-1] - times[0])
     pace = measured if variable else 1 / float(np.mean(steps[~uneven]))
     if abs(float(header) / pace - 1) <= OFF_RATE:
         return Timing(fps=header, variable=variable, problems=problems)
     if not variable:
-        problems.append(f"wrong rate in the header: {float(header):.3f} frames a second, the frame times say {pace:.3f}; the times are kept")
+        problems.append(
+            f"wrong rate in the header: {float(header):.3f} frames a second, the frame times say {pace:.3f}; the times are kept"
+        )
     return Timing(fps=Fraction(pace).limit_denominator(1001), variable=variable, problems=problems)
 
 

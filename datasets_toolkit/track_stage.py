@@ -120,7 +120,8 @@ def _follow(path: Path, source: Source, tracking: TrackingConfig, watch: Stopwat
     """Decode once: cuts, faces and looks at them; the largest change to the first frame comes along."""
     detector, follower = CutDetector(), FaceFollower(tracker(), tracking)
     builders: dict[int, TrackBuilder] = {}
-    times, indices, crowd, shots = [], [], [], []
+    times: list[float] = []
+    indices, crowd, shots = list[int](), list[int](), list[int]()
     decoded = watch.each("decode", frames_of(path, source))
     # Cuts are found between decoding and tracking; the difference of the two stopwatches is their time.
     for row, (frame, new_shot) in enumerate(watch.each("cuts", with_cuts(decoded, detector))):

@@ -211,11 +211,11 @@ def fuzz(face: ByteImage, folder: Path, count: int, seed: int, workers: int = 0)
     kinds = [*KINDS, *(maker.random.choice([*KINDS, *HARD * 4]) for _ in range(count - len(KINDS)))]
     wanted = dict(maker.make(kind, number) for number, kind in enumerate(kinds))
     out = folder / "out"
-    with LocalExecutor(workers, timeout=300) as executor:
+    with LocalExecutor(workers, timeout=300.0) as executor:
         try:
             small_build([source(path) for path in wanted], out, executor=executor)
         except UserError as error:
-            assert "none of the" in str(error) or "no clip" in str(error)  # noqa: PT017
+            assert "none of the" in str(error) or "no clip" in str(error)
     rows = {Path(row["path"]): row for row in read_table(Storage(out), "sources.parquet").to_pylist()}
     clips = read_table(Storage(out), "clips.parquet").to_pylist()
     shown = {clip["source"] for clip in clips}

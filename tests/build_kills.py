@@ -83,4 +83,6 @@ def make_videos(folder: Path) -> list[Path]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        print(kill_builds(make_videos(Path(place) / "in"), Path(place), int(sys.argv[1]), seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+        print(
+            kill_builds(make_videos(Path(place) / "in"), Path(place), int(sys.argv[1]), seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+        )

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from build_scenes import SIDE, blank, digests, face_picture, small_build, source, states, talking, write_video
 
-from datasets_toolkit.annotators import FaceCrop, Parsing, ParsingAnnotator
 from datasets_toolkit.checks import verify
 from datasets_toolkit.dataset_info import read_info
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.executors import Executor, LocalExecutor
+from datasets_toolkit.executors import LocalExecutor
 from datasets_toolkit.executors_cluster import RayExecutor, SlurmExecutor
 from datasets_toolkit.faces import FaceTracker
 from datasets_toolkit.recipes.base import Source
@@ -26,7 +25,6 @@ from datasets_toolkit.shards import ShardReader, read_table
 from datasets_toolkit.storage import Storage
 from datasets_toolkit.tracking import track_clip
 from datasets_toolkit.video import read_frames
-from datasets_toolkit.work import only_builder
 
 TESTS = Path(__file__).parent
 FAMILIES = {"image", "frame", "parsing", "depth", "normals", "audio"}
@@ -263,61 +261,6 @@ def test_a_variable_rate_is_told_and_its_times_are_kept(face: ByteImage, tmp_pat
     np.testing.assert_allclose(reader.index.column("time").to_numpy(), np.array(stamps) / 1000, atol=1e-6)
 
 
-class Picky(ParsingAnnotator):
-    """Fails where the crop is dark, dies where it is darker still."""
-
-    version = 1
-
-    def __init__(self, limit: float = 0.0) -> None:
-        self.limit = limit
-
-    def __call__(self, crop: FaceCrop) -> Parsing:
-        if crop.image.mean() < self.limit:
-            raise RuntimeError("too dark\nfor me")
-        size = len(crop.image)
-        return Parsing(labels=np.ones((size, size), np.uint8), matte=np.ones((size, size), np.float32))
-
-
-def test_a_clip_that_cannot_be_annotated_is_rejected_with_the_reason(face: ByteImage, tmp_path: Path) -> None:
-    bright = write_video(tmp_path / "bright.mp4", talking(face, 3))
-    dark = write_video(tmp_path / "dark.mp4", [frame // 3 for frame in talking(face, 3)])
-    words = "annotators=[{class_path: test_build.Picky, init_args: {limit: 60}}]"
-    small_build([source(bright), source(dark)], tmp_path / "out", words)
-    reader = ShardReader(tmp_path / "out")
-    clips = {clip["clip"].split("-")[1]: clip for clip in reader.clips.to_pylist()}
-    assert clips["bright"]["kept"]
-    assert clips["dark"]["reasons"] == ["could not be annotated: RuntimeError: too dark for me"]
-    assert reader.columns == ("image", "parsing", "matte", "landmarks", "meta")
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["annotators.0.class_path=datasets_toolkit.annotators.nothing.Here"], "there is no such annotator"),
-        (["annotators=[{class_path: datasets_toolkit.annotators.mesh_depth.MeshDepth}]"], "depth needs parsing"),
-        (["annotators.1={class_path: datasets_toolkit.annotators.landmark_parsing.LandmarkParsing}"], "2 of the family 'parsing'"),
-        (["annotators.0.init_args={colour: red}"], "unexpected keyword argument 'colour'|got an unexpected"),
-        (["policy=nowhere.yaml"], "nowhere.yaml"),
-        (["siz=3"], "Key 'siz' not in"),
-    ],
-)
-def test_settings_that_cannot_be_meant_end_the_build_before_it_begins(
-    videos: list[Path], tmp_path: Path, words: list[str], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        small_build([source(videos[0])], tmp_path, *words)
-    assert not (tmp_path / "sources.parquet").exists()
-
-
-def test_one_builder_at_a_time(videos: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with only_builder(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} is building here; wait until it is done"):
-        small_build([source(videos[0])], tmp_path)
-    (tmp_path / ".building").write_text("4194305")
-    small_build([source(videos[0])], tmp_path, until="scores")
-    assert "process 4194305 ended without finishing; going on from what it left" in caplog.text
-    assert (tmp_path / ".building").read_text() == ""
-
-
 def test_a_data_set_behind_an_address(videos: list[Path], tmp_path: Path, built: Path) -> None:
     import fsspec
 
@@ -326,8 +269,7 @@ def test_a_data_set_behind_an_address(videos: list[Path], tmp_path: Path, built:
         file.write(videos[0].read_bytes())
     with pytest.raises(UserError, match="give --work FOLDER"):
         small_build([source(videos[0])], "memory://out")
-    inside = source(videos[0])
-    remote = type(inside)(path="memory://in/whole.mp4", source_hint="whole.mp4", dataset="tiny")
+    remote = Source(path="memory://in/whole.mp4", source_hint="whole.mp4", dataset="tiny", person="eileen")
     small_build([remote], "memory://out", work=tmp_path)
     reader = ShardReader("memory://out")
     assert len(reader) == 8
@@ -345,48 +287,12 @@ def mggdata(*arguments: object, **options: object) -> subprocess.CompletedProces
 
 
 def test_the_command_line_builds_the_same(videos: list[Path], built: Path, tmp_path: Path) -> None:
-    done = mggdata("build", videos[0].parent, "--out", tmp_path / "out", "--workers", 1, "--policy", "none", "--shard-samples", 5, "size=64")
+    done = mggdata(
+        "build", videos[0].parent, "--out", tmp_path / "out", "--workers", 1, "--policy", "none", "--shard-samples", 5, "size=64"
+    )
     assert done.returncode == 0, done.stderr
     assert "3 sources, 1 rejected; 2 clips, 2 kept; 12 samples in 3 shards" in done.stdout
     assert "rejected: " in done.stderr
     assert "ms/frame" in done.stderr
     images = {tuple(row["image"]) for row in map(ShardReader(tmp_path / "out").members, range(12))}
     assert images == {tuple(row["image"]) for row in map(ShardReader(built).members, range(12))}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("build", "--out", "out"), "no source videos; name videos or folders"),
-        (("build", "nowhere.mp4", "--out", "out"), "nowhere.mp4: no such video or folder"),
-        (("build", "{video}", "--out", "out", "siz=3"), "siz=3: siz: Key 'siz' not in"),
-        (("build", "{video}", "--out", "out", "--config", "nothing.yaml"), "nothing.yaml: cannot be read"),
-        (("build", "{video}", "--out", "out", "--workers", "0"), "--workers 0: at least one"),
-        (("build", "--recipe", "nothing", ".", "--out", "out"), "nothing: no such recipe"),
-        (("recompute", "--annotator", "depth", "--out", "out"), "dataset.json"),
-    ],
-)
-def test_mistakes_end_in_one_line(
-    videos: list[Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    message: str,
-) -> None:
-    from datasets_toolkit import cli
-
-    monkeypatch.chdir(tmp_path)
-    assert cli.main([word.format(video=videos[0]) for word in arguments]) == 2
-    printed = capfd.readouterr()
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    assert message in printed.err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_executor_is_given_back(videos: list[Path], tmp_path: Path) -> None:
-    executor: Executor = LocalExecutor(0)
-    small_build([source(videos[0])], tmp_path / "one", executor=executor)
-    small_build([source(videos[0])], tmp_path / "two", executor=executor)
-    assert digests(tmp_path / "one") == digests(tmp_path / "two")

@@ -87,7 +87,8 @@ def test_batches_are_pairs_of_frames(root: str) -> None:
     batch = data.on_after_batch_transfer(data.transfer_batch_to_device(next(iter(loader)), torch.device("cpu"), 0), 0)
     assert len(loader) == 4  # 18 frames, all with partners
     for frame in (batch.pair.source, batch.pair.target):
-        assert frame.image.shape == (4, 3, 32, 32) and frame.image.dtype == torch.float32 and 0 <= frame.image.min() < frame.image.max() <= 1
+        assert frame.image.shape == (4, 3, 32, 32) and frame.image.dtype == torch.float32
+        assert 0 <= frame.image.min() < frame.image.max() <= 1
         assert frame.mesh.shape == (4, 478, 3) and frame.expression.shape == (4, data.face_model.expression_size)
         assert frame.parsing.any() and frame.matte.any()
     lengths = batch.pair.source.normals.norm(dim=1)
@@ -107,7 +108,8 @@ def test_training_resumes_exactly(root: str, tmp_path: Path) -> None:
         quietly(trainer(tmp_path, max_steps=stop, enable_checkpointing=True, callbacks=[keep]).fit, first, module(root))
         assert first.seen == whole.seen[:stop]
         second, resumed = Recorder(), module(root, workers=Workers(count=stop % 2, start="fork"), seed=99)
-        quietly(trainer(tmp_path, max_epochs=3).fit, second, resumed, ckpt_path=tmp_path / str(stop) / f"at-step={stop}.ckpt", weights_only=True)
+        path = tmp_path / str(stop) / f"at-step={stop}.ckpt"
+        quietly(trainer(tmp_path, max_epochs=3).fit, second, resumed, ckpt_path=path, weights_only=True)
         assert [step[1:] for step in second.seen] == [step[1:] for step in whole.seen[stop:]], stop
         assert torch.equal(second.weight, whole.weight)
 
@@ -156,10 +158,12 @@ def test_mistakes_are_told(root: str, tmp_path: Path) -> None:
 def test_the_command_line_builds_it(root: str) -> None:
     parser = ArgumentParser()
     parser.add_class_arguments(PairDataModule, "data")
-    line = [f"--data.root={root}", "--data.rule.measure=pose", "--data.rule.minimum=2", "--data.transform.flip=0.5", "--data.workers.count=0"]
-    line += ["--data.transform.photometric={class_path: mggtalk.data.augment.Photometric, init_args: {jpeg: 80}}", "--data.source_labels=[depth]"]
+    line = [f"--data.root={root}", "--data.rule.measure=pose", "--data.rule.minimum=2", "--data.source_labels=[depth]"]
+    line += ["--data.transform.photometric={class_path: mggtalk.data.augment.Photometric, init_args: {jpeg: 80}}"]
+    line += ["--data.transform.flip=0.5", "--data.workers.count=0"]
     build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name before version 4.49
     data = build(parser.parse_args(line)).data
-    assert data.rule == PairRule(measure="pose", minimum=2.0) and data.transform == PairTransform(flip=0.5, photometric=Photometric(jpeg=80))
+    assert data.rule == PairRule(measure="pose", minimum=2.0)
+    assert data.transform == PairTransform(flip=0.5, photometric=Photometric(jpeg=80))
     batch = next(iter(data.train_dataloader()))
     assert batch.source.depth is not None and batch.source.parsing is None and len(batch.valid) == 8

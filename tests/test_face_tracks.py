@@ -149,7 +149,7 @@ def moving_face(speed: float, frames: int = 20, size: float = 100.0) -> list[Fac
     points = np.random.default_rng(0).uniform(-0.5, 0.5, (LANDMARKS, 3))
     points = (points - points.min(0)) / np.ptp(points, axis=0) * size
     shifts = np.arange(frames) * STEP * speed * size
-    return [Face(landmarks=points + [shift + 200, 200, 0], blendshapes=np.zeros(len(BLENDSHAPES))) for shift in shifts]
+    return [Face(landmarks=points + np.array([shift + 200, 200, 0]), blendshapes=np.zeros(len(BLENDSHAPES))) for shift in shifts]
 
 
 @pytest.mark.parametrize("speed", [0.0, 0.5, 3.0])

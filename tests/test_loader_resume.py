@@ -26,8 +26,9 @@ from datasets_toolkit.storage import Storage, StorageError
 from mggtalk.data.augment import PairTransform, Photometric
 from mggtalk.data.batches import Cursor, EveryPair, Share, TrainBatches
 from mggtalk.data.buffers import BlockWriter, BufferPool, Placed, ShapeError, tensors_of
-from mggtalk.data.loader import Failure, PairLoader, PairReader, Work, Workers
+from mggtalk.data.loader import PairLoader, Workers
 from mggtalk.data.packed import PackedBatch
+from mggtalk.data.pair_reader import Failure, PairReader, Work
 from mggtalk.data.pairs import PairPlan, PairRule, Pairs, frame_table
 from mggtalk.types import Camera
 
@@ -53,7 +54,10 @@ def joined(parts: tuple[PackedBatch, ...]) -> list[torch.Tensor]:
     return [torch.cat(tensors) for tensors in zip(*map(tensors_of, parts), strict=True)]
 
 
-@pytest.mark.parametrize("workers", [Workers(count=1, start="spawn"), Workers(count=2, start="fork"), Workers(count=2, start="fork", ahead=1)])
+SPAWNED, FORKED = Workers(count=1, start="spawn"), Workers(count=2, start="fork")
+
+
+@pytest.mark.parametrize("workers", [SPAWNED, FORKED, replace(FORKED, ahead=1)])
 def test_workers_change_nothing(reader: ShardReader, workers: Workers) -> None:
     """Two epochs each: the first batches come by pickling, the later ones through lent memory."""
     transform = replace(RANDOM, photometric=Photometric()) if workers.start == "spawn" else RANDOM
@@ -135,7 +139,8 @@ def test_ranks_share_the_plan(reader: ShardReader, tmp_path: Path) -> None:
     """Two processes of a gloo group read disjoint parts of every global batch, whose union is the plan."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=run_rank, args=(rank, 2, reader.storage.root, str(tmp_path / "group"), results)) for rank in range(2)]
+    options = (2, reader.storage.root, str(tmp_path / "group"), results)
+    processes = [context.Process(target=run_rank, args=(rank, *options)) for rank in range(2)]
     for process in processes:
         process.start()
     found = sorted(results.get(timeout=100) for _ in processes)
@@ -155,6 +160,21 @@ def test_validation_fills_the_last_batch_and_says_so(reader: ShardReader) -> Non
     found = list(PairLoader(reader, EveryPair(pairs, Share(4))))
     assert [batch.valid.tolist() for batch in found] == [[True] * 4, [True] + [False] * 3]
     assert found[1].rows.tolist() == [[4, 0]] * 4 and torch.equal(found[1].source.image[0], found[1].source.image[3])
+
+
+def test_what_is_random_depends_on_seed_epoch_and_position(reader: ShardReader) -> None:
+    """The same two frames again and again, each time in another crop, and each time the same one."""
+
+    def windows(seed: int, epoch: int) -> list[bytes]:
+        one = PairReader(reader.storage, RANDOM)
+        book, rows = AddressBook(reader, ("image", "landmarks", "meta")), np.zeros(4, np.int64)
+        request = replace(next(iter(EveryPair(Pairs(source=rows, target=rows + 1), Share(4), seed))), epoch=epoch)
+        batch = one[Work(request=request, source=[book[0]] * 4, target=[book[1]] * 4, block=None)]
+        return [bytes(matrix.numpy()) for matrix in batch.source.source_to_crop]
+
+    found = [windows(seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert len({window for one in found for window in one}) == 12
+    assert windows(0, 1) == found[1]
 
 
 def test_what_is_read_is_what_was_packed(reader: ShardReader) -> None:

@@ -20,7 +20,16 @@ from datasets_toolkit.annotators.base import FaceCrop, Map, Parsing, ParsingAnno
 from datasets_toolkit.assets import ASSETS, locate
 from datasets_toolkit.masks import around
 from datasets_toolkit.native import quiet_stderr
-from datasets_toolkit.parsing_kernels import add_polygon, add_priors, colour_distances, colour_moments, coverage, extent, find_seeds, name_regions
+from datasets_toolkit.parsing_kernels import (
+    add_polygon,
+    add_priors,
+    colour_distances,
+    colour_moments,
+    coverage,
+    extent,
+    find_seeds,
+    name_regions,
+)
 from datasets_toolkit.schema import ByteImage, FloatArray, Region
 
 MASK = npt.NDArray[np.bool_]

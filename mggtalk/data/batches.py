@@ -81,7 +81,7 @@ class Share:
             raise ValueError(f"rank {self.rank} of {self.world}")
 
     def request(self, pairs: Pairs, cursor: Cursor) -> Request:
-        """This process's part of a global batch; where the pairs end, the last is repeated and marked as not valid."""
+        """The part of a global batch that is this process's; where the pairs end, the last is repeated and marked as not valid."""
         size = self.batch_size // self.world
         positions = cursor.global_batch * self.batch_size + self.rank * size + np.arange(size)
         kept = np.minimum(positions, len(pairs) - 1)
@@ -111,7 +111,8 @@ class TrainBatches:
     def __init__(self, plan: PairPlan, share: Share, seed: int = 0) -> None:
         self.plan, self.share, self.cursor = plan, share, Cursor(seed)
         if not len(self):
-            raise UserError(f"batch_size: an epoch of {plan.pairs} pairs has no batch of {share.batch_size}; lower it, or ask for more pairs")
+            pairs = f"an epoch of {plan.pairs} pairs has no batch of {share.batch_size}"
+            raise UserError(f"batch_size: {pairs}; lower it, or ask for more pairs")
 
     def __len__(self) -> int:
         """Global batches of a whole epoch, wherever the cursor stands."""

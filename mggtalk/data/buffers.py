@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
@@ -40,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """What a worker sends instead of a batch: the tensors in the order of :func:`tensors_of`, and the other fields of its record."""
+    """What a worker sends instead of a record of stacked tensors: their places in the order of :func:`tensors_of`, and what else it knows."""
 
     block: str
     places: list[Place]
@@ -49,8 +49,8 @@ class Placed:
 
 def tensors_of(record: TensorRecord) -> Iterator[Tensor]:
     """All tensors of a record, nested ones too, in the order of the fields."""
-    for field in fields(record):  # type: ignore[arg-type]
-        value = getattr(record, field.name)
+    for name in record.__dataclass_fields__:  # type: ignore[attr-defined]
+        value = getattr(record, name)
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, TensorRecord):
@@ -123,14 +123,14 @@ class BufferPool:
         self._lent.add(block.name)
         return block.name
 
-    def open(self, placed: Placed) -> TensorRecord:
-        """The batch that a worker has placed."""
+    def open(self, placed: Placed) -> Any:
+        """What a worker has placed, a record like the one learnt from."""
         assert self._form is not None
         self._lent.discard(placed.block)
         block = self._blocks[placed.block]
         lease = _Lease(self, block)
         tensors = iter([_tensor(place, block, lease) for place in placed.places])
-        return replace(self._form.map(lambda _: next(tensors)), **placed.values)  # type: ignore[type-var]
+        return self._form.map(lambda _: next(tensors))
 
     def give_back(self, block: SharedMemory) -> None:
         """A block that nothing looks into any more."""
@@ -153,14 +153,14 @@ class BlockWriter:
 
     def __init__(self) -> None:
         self._blocks: dict[str, SharedMemory] = {}
-        self._arrays: dict[str, list[Array]] = {}
+        self._arrays: dict[str, list[tuple[Array, int]]] = {}
         self._places: list[Place] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_blocks": {}, "_arrays": {}, "_places": []}
 
     def place(self, make: Callable[[int, list[Array]], TensorRecord], count: int, name: str) -> list[Place]:
-        """Stack ``count`` equal-shaped records in the block.
+        """Stack ``count`` equal-shaped records in the block, float64 as float32.
 
         Each is copied as soon as it is there, so that the memory it was made in, still in the cache, serves the next one.
 
@@ -178,12 +178,11 @@ class BlockWriter:
             tensors = list(tensors_of(record))
             if not self._places:
                 self._learn(tensors, count, name)
-            rows = self._rows(name, number)
-            if [tensor.shape for tensor in tensors] != [row.shape for row in rows]:
-                raise ShapeError("records of different shapes cannot be stacked")
-            for row, tensor in zip(rows, tensors, strict=True):
-                if tensor.data_ptr() != row.ctypes.data:
-                    row[...] = tensor.numpy()
+            for (array, start), tensor in zip(self._arrays_of(name), tensors, strict=True):
+                if array.shape[1:] != tensor.shape:
+                    raise ShapeError("records of different shapes cannot be stacked")
+                if tensor.data_ptr() != start + number * array.strides[0]:
+                    array[number] = tensor.numpy()
         return self._places
 
     def _learn(self, tensors: list[Tensor], count: int, name: str) -> None:
@@ -193,10 +192,15 @@ class BlockWriter:
         self._places = places
 
     def _rows(self, name: str, number: int) -> list[Array]:
+        return [array[number, ...] for array, _ in self._arrays_of(name)]
+
+    def _arrays_of(self, name: str) -> list[tuple[Array, int]]:
+        """The stacked arrays in a block and their addresses; none before the first record has told the places."""
         if name not in self._arrays and self._places:
             buffer = self._block(name).buf
-            self._arrays[name] = [np.ndarray(place.shape, place.dtype, buffer, place.offset) for place in self._places]
-        return [array[number, ...] for array in self._arrays.get(name, [])]
+            arrays = [np.ndarray(place.shape, place.dtype, buffer, place.offset) for place in self._places]
+            self._arrays[name] = [(array, array.ctypes.data) for array in arrays]
+        return self._arrays.get(name, [])
 
     def _block(self, name: str) -> SharedMemory:
         if name not in self._blocks:
@@ -205,7 +209,7 @@ class BlockWriter:
 
 
 def _unlink(blocks: dict[str, SharedMemory]) -> None:
-    """Remove the names; the memory stays for those who hold it. (Closing it would pull it away from under living arrays.)"""
+    """Remove the names; the memory stays for those who hold it. Closing it would pull it away from under living arrays."""
     for block in blocks.values():
         with suppress(FileNotFoundError):
             block.unlink()
@@ -213,7 +217,7 @@ def _unlink(blocks: dict[str, SharedMemory]) -> None:
 
 
 def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    return str(tensor.dtype).removeprefix("torch.").replace("float64", "float32")
 
 
 def _tensor(place: Place, block: SharedMemory, lease: _Lease) -> Tensor:

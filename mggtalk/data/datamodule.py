@@ -79,9 +79,10 @@ class PairDataModule(LightningDataModule):
     def reader(self) -> ShardReader:
         """Of the data set."""
         if self._reader is None:
-            cached = self.cache is not None
-            storage = CachedStorage(self.root, Path(str(self.cache)), **self.storage_options) if cached else Storage(self.root, **self.storage_options)
-            self._reader = ShardReader(storage)
+            options = self.storage_options
+            self._reader = ShardReader(
+                CachedStorage(self.root, Path(self.cache), **options) if self.cache else Storage(self.root, **options)
+            )
         return self._reader
 
     def setup(self, stage: str) -> None:
@@ -103,7 +104,7 @@ class PairDataModule(LightningDataModule):
             assert self.batches is not None
         if "train" not in self._loaders:
             self._loaders["train"] = self._loader(self.batches, self.transform)
-        return self._loaders["train"]  # type: ignore[no-any-return]
+        return self._loaders["train"]
 
     def val_dataloader(self) -> list[PairLoader]:
         """Every validation pair once: pairs of one clip, then those across persons if there are any."""
@@ -146,7 +147,7 @@ class PairDataModule(LightningDataModule):
             if self.cross_pairs:
                 lists.append(cross_pairs(table, self.cross_pairs, self.seed))
             self._loaders[split] = [self._loader(EveryPair(pairs, self._share(), self.seed), self.transform.plain()) for pairs in lists]
-        return self._loaders[split]  # type: ignore[no-any-return]
+        return self._loaders[split]
 
     def _table(self, split: str) -> FrameTable:
         return frame_table(self.reader.index, self.reader.clips, split)

@@ -36,6 +36,14 @@ class PackedFrame(TensorRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackedPair(TensorRecord):
+    """Two frames before they are batched."""
+
+    source: PackedFrame
+    target: PackedFrame
+
+
+@dataclass(frozen=True, kw_only=True)
 class PackedBatch(TensorRecord):
     """A rank's share of a global batch."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -76,7 +77,7 @@ class FrameTable:
     def spans(self) -> Iterator[slice]:
         """The frames of each clip."""
         edges = np.flatnonzero(np.diff(self.clip, prepend=-1, append=-1))
-        return (slice(int(first), int(last)) for first, last in zip(edges[:-1], edges[1:], strict=True))
+        return (slice(int(first), int(last)) for first, last in pairwise(edges))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,8 @@ class PairPlan:
     def epoch(self, seed: int, epoch: int) -> Pairs:
         """The pairs of an epoch in the order in which they are trained on."""
         random = random_stream(seed, epoch)
-        sources = np.concatenate([_cycle(frames, count, random) for frames, count in zip(self._people, self._quotas(random).tolist(), strict=True)])
+        quotas = self._quotas(random).tolist()
+        sources = np.concatenate([_cycle(frames, count, random) for frames, count in zip(self._people, quotas, strict=True)])
         sources = sources[np.argsort(random.random(len(sources)), kind="stable")]
         targets = self._targets(sources, random.random(len(sources)))
         return Pairs(source=self.table.rows[sources], target=self.table.rows[targets])
@@ -178,7 +180,7 @@ class PairPlan:
         order = np.argsort(sources, kind="stable")
         spans = list(self.table.spans())
         edges = np.searchsorted(sources[order], [span.start for span in spans] + [len(self.table)])
-        for span, first, last in zip(spans, edges[:-1], edges[1:], strict=True):
+        for span, (first, last) in zip(spans, pairwise(edges), strict=True):
             for some in _blocks(order[first:last], span.stop - span.start):
                 ranks = self._allowed(span, sources[some]).cumsum(1)
                 wanted = np.floor(chance[some] * ranks[:, -1])
@@ -228,7 +230,7 @@ def _blocks(frames: IntArray, width: int) -> Iterator[IntArray]:
 
 
 def _features(table: FrameTable, measure: str) -> FloatArray:
-    """n x d: time, rotation matrix or expression."""
+    """Features, n x d: time, rotation matrix or expression."""
     if measure == "time":
         return table.time[:, None]
     if measure == "expression":
@@ -237,7 +239,7 @@ def _features(table: FrameTable, measure: str) -> FloatArray:
 
 
 def _distances(first: FloatArray, second: FloatArray, measure: str) -> FloatArray:
-    """k x n distances between features."""
+    """Distances between k and n features, k x n."""
     if measure == "time":
         return np.abs(first - second.T)
     if measure == "pose":  # the trace of R_a^T R_b is 1 + 2 cos(angle)

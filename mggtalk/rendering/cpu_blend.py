@@ -65,10 +65,10 @@ def touched_blocks(x: float, y: float, a: float, b: float, c: float, slope: floa
 
 
 @compiled(inline=True)
-def make_ready(plan: Plan, records: Array, index: int, left: int, top: int, origin: float, work: Array, at: int) -> int:
+def make_ready(plan: Plan, records: Array, index: int, left: int, top: int, origin: float, work: Array, at: int) -> None:
     """Copy a record to ``work[at ...]``, seen from a tile's corner: a, u at the corner, b, c, v at the corner, log2 opacity; its values.
 
-    Depth becomes what it is beyond ``origin``, so that the expected depth keeps its digits. Returns the blocks that it touches.
+    Depth becomes what it is beyond ``origin``, so that the expected depth keeps its digits.
     """
     source = index * plan.stride
     for offset in range(0, plan.stride, 16):
@@ -82,8 +82,16 @@ def make_ready(plan: Plan, records: Array, index: int, left: int, top: int, orig
     poke(work, at + 4, -(b * x + c * y))
     poke(work, at + 5, log_opacity)
     poke(work, at + VALUES, peek(records, source + VALUES) - origin)
+
+
+@compiled(inline=True)
+def blocks_of(plan: Plan, records: Array, index: int, left: int, top: int) -> int:
+    """The blocks of a tile that a splat touches."""
+    at = index * plan.stride
+    x, y = peek(records, at) - np.float32(left), peek(records, at + 1) - np.float32(top)
+    a, b, c, log_opacity = peek(records, at + 2), peek(records, at + 3), peek(records, at + 4), peek(records, at + 5)
     reach = log_opacity - np.float32(plan.log_alpha_min - SLACK)
-    return touched_blocks(x, y, a, b, c, peek(records, source + 6), peek(records, source + 7), reach)
+    return touched_blocks(x, y, a, b, c, peek(records, at + 6), peek(records, at + 7), reach)
 
 
 @compiled(inline=True)
@@ -187,7 +195,11 @@ def blend_tile(plan: Plan, lists: Lists, pairs: Pairs, images: Images, tile: int
         fetch(plan, lists, pairs, first + count, min(first + 2 * BATCH, end))
         for place in range(count):
             index = peek(pairs.members, first + place)
-            poke(masks, place, make_ready(plan, lists.records, index, left, top, origin, work, ready + place * plan.stride))
+            make_ready(plan, lists.records, index, left, top, origin, work, ready + place * plan.stride)
+            blocks = blocks_of(plan, lists.records, index, left, top)
+            poke(masks, place, blocks)
+            if plan.for_backward:
+                poke(pairs.blocks, first + place, blocks)
         masks[count:BATCH] = 0
         waiting = alive
         while waiting != np.uint64(0):

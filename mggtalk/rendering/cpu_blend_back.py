@@ -111,9 +111,9 @@ def blend_back_tile(
         if alive == np.uint64(0):
             break
         prefetch(lists.records, peek(pairs.members, min(place + 8, end - 1)) * plan.stride)
-        touched = make_ready(plan, lists.records, peek(pairs.members, place), left, top, origin, work, ready)
-        touched = np.uint64(touched) & alive
+        touched = np.uint64(peek(pairs.blocks, place)) & alive
         if touched != np.uint64(0):
+            make_ready(plan, lists.records, peek(pairs.members, place), left, top, origin, work, ready)
             slot = np.int64(peek(pairs.slots, place))
             poke(reached, slot, 1)
             alive = blend_back_splat(plan, work, ready, extra, touched, alive, gathered, slot * plan.gradient_stride)

@@ -78,10 +78,11 @@ class Lists(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Splats of each tile, front to back; for the backward pass, the slot of each: slots of one Gaussian are neighbours."""
+    """Splats of each tile, front to back; for the backward pass, the slot of each (slots of one Gaussian are neighbours) and its blocks."""
 
     members: npt.NDArray  # int32
     slots: npt.NDArray  # int32
+    blocks: npt.NDArray  # uint16, which blocks of the tile each touches; filled in as far as the tile was blended
 
 
 class Images(NamedTuple):

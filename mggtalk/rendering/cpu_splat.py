@@ -127,6 +127,7 @@ def splat(plan: Plan, scene: Scene, images: Images) -> Trace:
         pairs = Pairs(
             members=workspace.array("members", count, np.int32),
             slots=workspace.array("slots", count if plan.for_backward else 0, np.int32),
+            blocks=workspace.array("blocks", count if plan.for_backward else 0, np.uint16),
         )
         fill_all(parts, plan, lists, pairs, visible) if many else fill_part(0, 1, plan, lists, pairs, visible)
         blend, work = BLENDS[plan.values == 4, many], [plan, lists, pairs, images]
