@@ -40,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """What a worker sends instead of a record of stacked tensors: their places in the order of :func:`tensors_of`, and what else it knows."""
+    """What a worker sends for a record of stacked tensors: their places in the order of :func:`tensors_of`, and what else it knows."""
 
     block: str
     places: list[Place]
