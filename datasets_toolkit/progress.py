@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,12 +10,15 @@ from typing import Any
 
 from datasets_toolkit.text_tables import text_table
 
+EVERY = 30.0
+"""Seconds between two lines where stderr is no terminal; work that is done in a third of that leaves none."""
+
 
 class Progress:
-    """Bars on stderr.
+    """Bars on stderr; in a log file, a line now and then.
 
     Args:
-        shown: whether there are any; on a stream that is no terminal tqdm shows none either.
+        shown: whether there are any.
     """
 
     def __init__(self, shown: bool = True) -> None:
@@ -25,8 +29,28 @@ class Progress:
         """A bar over ``total`` jobs; left away where there is nothing to do."""
         from tqdm import tqdm
 
-        with tqdm(total=total, desc=name, unit="job", disable=None if self.shown and total else True) as bar:
+        live = sys.stderr.isatty()
+        settings: dict[str, Any] = (
+            {} if live else {"file": Lines(sys.stderr), "mininterval": EVERY, "delay": EVERY / 3, "ncols": 100, "ascii": True}
+        )
+        with tqdm(total=total, desc=name, unit="job", disable=not (self.shown and total), **settings) as bar:
             yield Step(bar)
+
+
+class Lines:
+    """A stream that turns each drawing of a bar into a line."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        """Write what is not blank."""
+        if text.strip():
+            self.stream.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self.stream.flush()
 
 
 class Step:
