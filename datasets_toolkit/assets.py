@@ -10,19 +10,18 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import secrets
 import subprocess
 import sys
 import tempfile
 import urllib.request
 import zipfile
-from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
 from datasets_toolkit.asset_list import ASSETS, Asset
 from datasets_toolkit.errors import AssetError
+from datasets_toolkit.local_files import write_whole
 
 __all__ = ["ASSETS", "ENVIRONMENT", "Asset", "AssetStatus", "cache_folder", "locate", "status"]
 
@@ -198,14 +197,10 @@ def _from_url(asset: Asset) -> dict[Asset, bytes]:
 
 def _store(asset: Asset, data: bytes) -> None:
     target = cache_folder() / asset.name
-    part = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        os.replace(part, target)
+        write_whole(target, data)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         # Windows refuses to replace a file that another process has just put there and reads: that file serves as well.
         if not (target.is_file() and target.read_bytes() == data):
             raise AssetError(f"{target}: cannot be written ({error.strerror}); make the folder writable or set XDG_CACHE_HOME") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from itertools import chain
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datasets_toolkit.errors import MediaError
-from datasets_toolkit.media import MediaWarning, check_input, import_av
+from datasets_toolkit.media import MediaWarning, import_av, open_sound
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -62,7 +61,7 @@ def stream_audio(path: Path, *, until: float | None = None) -> Iterator[Sound]:
     Raises:
         MediaError: as :func:`read_audio`, when the first block is asked for.
     """
-    source = _open(Path(path))
+    source = open_sound(Path(path))
     lost = [0]
     with source:
         origin, written, run, moved = None, 0, -1, 0
@@ -82,19 +81,6 @@ def stream_audio(path: Path, *, until: float | None = None) -> Iterator[Sound]:
         raise MediaError(f"{path}: no sound of this file can be decoded; convert it to wav or mp4")
     if lost[0]:
         warnings.warn(f"{path}: damaged sound: {lost[0]} packets could not be decoded", MediaWarning, stacklevel=2)
-
-
-def _open(path: Path) -> InputContainer:
-    av = import_av()
-    check_input(path, "sound")
-    try:
-        source = av.open(os.path.abspath(path), metadata_errors="replace")
-    except av.FFmpegError as error:
-        raise MediaError(f"{path}: no sound can be read from this file ({error.strerror}); convert it to wav or mp4") from error
-    if not source.streams.audio:
-        source.close()
-        raise MediaError(f"{path}: this file has no sound; leave the audio source away or give another")
-    return source
 
 
 def _resampled(source: InputContainer, lost: list[int]) -> Iterator[tuple[int, Samples, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from fractions import Fraction
@@ -11,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets_toolkit.errors import MediaError
-from datasets_toolkit.media import MediaWarning, check_input, import_av
+from datasets_toolkit.media import MediaWarning, import_av, open_sound
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
     from av.audio.stream import AudioStream
-    from av.container import InputContainer, OutputContainer
+    from av.container import OutputContainer
     from av.packet import Packet
 
 _COPIED = {
@@ -42,7 +40,7 @@ class AudioTrack:
             MediaError: the file is missing, empty, unreadable or without sound.
         """
         self._path, self._output, self._lost = path, output, 0
-        self._source = _open(path)
+        self._source = open_sound(path)
         self._input: AudioStream = self._source.streams.audio[0]
         self._copied = self._input.codec_context.codec.canonical_name in _COPIED[suffix]
         self._keeps_lead = suffix != ".mkv"  # an mp4 edit list hides what sounds before time 0, Matroska would delay the pictures
@@ -126,19 +124,6 @@ class AudioTrack:
                 yield from packet.decode()
             except av.FFmpegError:
                 self._lost += 1
-
-
-def _open(path: Path) -> InputContainer:
-    av = import_av()
-    check_input(path, "sound")
-    try:
-        source = av.open(os.path.abspath(path), metadata_errors="replace")
-    except av.FFmpegError as error:
-        raise MediaError(f"{path}: no sound can be read from this file ({error.strerror}); convert it to wav or mp4") from error
-    if not source.streams.audio:
-        source.close()
-        raise MediaError(f"{path}: this file has no sound; leave the audio source away or give another")
-    return source
 
 
 def _cut(frame: AudioFrame, first: int, last: int) -> AudioFrame:

@@ -65,6 +65,22 @@ def move_into_place(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file that appears under its name only when whole.
+
+    Raises:
+        OSError: it cannot be written; what was there before stays.
+    """
+    part = path.with_name(part_name(path.name))
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
 def _copy_into_place(source: Path, target: Path) -> None:
     part = target.with_name(part_name(target.name))
     try:

@@ -11,8 +11,8 @@ from string import Template
 import cv2
 import numpy as np
 
+from datasets_toolkit import local_files
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.local_files import part_name
 from datasets_toolkit.schema import ByteImage, FloatArray
 
 ASSETS = Path(__file__).with_name("report_assets")
@@ -32,14 +32,10 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         UserError: the folder does not exist or cannot be written to.
     """
-    part = path.with_name(part_name(path.name))
     try:
-        part.write_bytes(data)
-        part.replace(path)
+        local_files.write_whole(path, data)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); check that its folder exists and its permissions") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> str:

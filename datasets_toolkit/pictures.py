@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from datasets_toolkit.annotators import FaceCrop
 from datasets_toolkit.errors import MediaError
+from datasets_toolkit.local_files import write_whole
 from datasets_toolkit.portrait import Annotations
 from datasets_toolkit.schema import ByteImage, Region
 
@@ -40,13 +39,10 @@ def write_png(path: Path, image: ByteImage) -> None:
     Raises:
         MediaError: the folder does not exist or cannot be written to.
     """
-    part = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part")
     encoded = cv2.imencode(".png", image[:, :, ::-1])[1].tobytes()
     try:
-        part.write_bytes(encoded)
-        os.replace(part, path)
+        write_whole(path, encoded)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise MediaError(f"{path}: cannot be written ({error.strerror})") from error
 
 

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
-import secrets
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from datasets_toolkit.errors import UserError
+from datasets_toolkit.local_files import write_whole
 from mggtalk.model import MGGTalk
 from mggtalk.rendering.renderer import Renderer
 
@@ -56,12 +55,10 @@ def save_model(model: MGGTalk, config: dict[str, Any], folder: Path) -> None:
         folder: created if missing; each file appears whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{secrets.token_hex(4)}.part"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, part)
-    os.replace(part, folder / "model.safetensors")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_whole(folder / "model.safetensors", save(weights))
     text = yaml.safe_dump({"format": FORMAT, "version": VERSION, "weights": "model.safetensors", "model": config}, sort_keys=False)
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, folder / "config.yaml")
+    write_whole(folder / "config.yaml", text.encode())
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -6,9 +6,6 @@ Coefficients mean nothing without the basis they belong to, so a file names its 
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
-from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from datasets_toolkit.errors import UserError
+from datasets_toolkit.local_files import write_whole
 from mggtalk.drivers import check_motion
 from mggtalk.geometry.face_model import ASSET
 from mggtalk.types import Motion
@@ -59,13 +57,9 @@ def save_motion(path: Path, motion: Motion, *, fps: Fraction | None, source: str
     metadata = {"format": FORMAT, "version": VERSION, "basis": basis_hash(), "units": UNITS, "source": _printable(source)}
     if fps is not None:
         metadata["fps"] = f"{fps.numerator}/{fps.denominator}"
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        part.write_bytes(save(tensors, metadata))
-        os.replace(part, path)
+        write_whole(path, save(tensors, metadata))
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror}); check the folder, its rights and the free space") from error
 
 

@@ -109,7 +109,7 @@ def test_the_shipped_bases_are_the_same_every_time_and_leave_the_generator_alone
         (lambda d: d["model"].update(class_path="mggtalk.model.\0.MGGTalk"), "there is no class"),
         (lambda d: d["model"].update(class_path="mggtalk.export.os.system"), "there is no class"),
         (lambda d: d["model"].update(class_path="mggtalk.export.Path", init_args={}), "not a part of a model"),
-        (lambda d: d["model"].update(class_path="mggtalk.export.save_file", init_args={}), "not a part of a model"),
+        (lambda d: d["model"].update(class_path="mggtalk.export.load_file", init_args={}), "not a part of a model"),
         (lambda d: d["model"].update(class_path="mggtalk.modules.layers.nn.Linear"), "there is no class"),
         (lambda d: d["model"].update(class_path="mggtalk.rendering.renderer.Renderer", init_args={}), "Renderer"),
         (lambda d: d["model"].update(class_path="mggtalk.geometry.face_model.FaceModel", init_args={}), "describes a FaceModel"),

@@ -1,4 +1,4 @@
-"""Depth from normals against surfaces known in closed form, a dense solver, and the reconstruction's own integrator."""
+"""Depth from normals against surfaces known in closed form and a dense solver."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from face_scenes import frontal_crop
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from integration_twin import CENTRE, dense
 
 from datasets_toolkit.annotators import DepthAnnotator, FaceCrop, NormalAnnotator, Parsing
 from datasets_toolkit.annotators.mesh_depth import MeshDepth
@@ -86,38 +87,11 @@ def random_problem(seed: int, height: int, width: int) -> tuple[FloatArray, Floa
     return 50 + generator.uniform(size=(height, width)), normals, generator.uniform(size=(height, width)) > 0.25
 
 
-def dense(
-    normals: FloatArray, coarse: FloatArray, mask: np.ndarray, prior_weight: float, sharpness: float, focal: FloatArray
-) -> FloatArray:
-    """One reweighting with the equations of the paper, pixel by pixel, as rows of one dense system."""
-    number = {(int(i), int(j)): k for k, (i, j) in enumerate(np.argwhere(mask))}
-    prior, rows, targets = np.log(coarse), [], []
-    for (i, j), k in number.items():
-        ray = np.array([(j + 0.5 - 3.1) / focal[0], (i + 0.5 - 3.3) / focal[1], 1])
-        for axis, (di, dj) in ((0, (0, 1)), (1, (1, 0))):
-            steep, offset = focal[axis] * float(normals[i, j] @ ray), float(normals[i, j, axis])
-            after, before = (i + di, j + dj), (i - di, j - dj)
-            right = steep * (prior[after] - prior[i, j]) if after in number else -offset
-            left = steep * (prior[i, j] - prior[before]) if before in number else -offset
-            weight = 1 / (1 + math.exp(-sharpness * (left**2 - right**2)))
-            for other, sign, share in ((after, 1, weight), (before, -1, 1 - weight)):
-                if other in number:
-                    row = np.zeros(len(number))
-                    row[number[other]], row[k] = sign * steep, -sign * steep
-                    rows.append(math.sqrt(share) * row)
-                    targets.append(-math.sqrt(share) * offset)
-        row = np.zeros(len(number))
-        row[k] = math.sqrt(prior_weight)
-        rows.append(row)
-        targets.append(math.sqrt(prior_weight) * prior[i, j])
-    return np.exp(np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)[0])
-
-
 @given(seed=st.integers(0, 10**6), prior_weight=st.floats(0.1, 100), sharpness=st.floats(0, 4))
 @settings(deadline=None, max_examples=15)
 def test_one_reweighting_agrees_with_dense_least_squares(seed: int, prior_weight: float, sharpness: float) -> None:
     coarse, normals, mask = random_problem(seed, 7, 6)
-    intrinsics = np.array([[20.0, 0, 3.1], [0, 22, 3.3], [0, 0, 1]])
+    intrinsics = np.array([[20.0, 0, CENTRE[0]], [0, 22, CENTRE[1]], [0, 0, 1]])
     found = integrate_normals(normals, coarse, mask, intrinsics, prior_weight=prior_weight, sharpness=sharpness, iterations=1)
     np.testing.assert_allclose(found[mask], dense(normals, coarse, mask, prior_weight, sharpness, np.array([20.0, 22])), rtol=1e-9)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from integration_twin import CENTRE, dense
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -187,31 +188,10 @@ def test_one_reweighting_agrees_with_dense_least_squares() -> None:
     coarse = 50 + torch.rand(1, 7, 6, generator=generator, dtype=torch.float64)
     tilt = 0.3 * torch.randn(3, 7, 6, generator=generator, dtype=torch.float64)
     normals = normalize(tilt - torch.tensor([0, 0, 1])[:, None, None], dim=0)
-    fx, fy, cx, cy, prior_weight, sharpness = 20.0, 22.0, 3.1, 3.3, 5.0, 2.0
-    log_coarse = coarse[0].log().numpy()
-    number = {(int(i), int(j)): k for k, (i, j) in enumerate(mask[0].nonzero())}
-    rows, targets = [], []
-    for (i, j), k in number.items():
-        nx, ny, nz = normals[:, i, j].tolist()
-        for focal, offset, (di, dj) in ((fx, nx, (0, 1)), (fy, ny, (1, 0))):
-            # the paper's n~_z = u n_x + v n_y + f n_z, with two focal lengths
-            steep = focal * (nx * (j + 0.5 - cx) / fx + ny * (i + 0.5 - cy) / fy + nz)
-            after, before = (i + di, j + dj), (i - di, j - dj)
-            right = steep * (log_coarse[after] - log_coarse[i, j]) if after in number else -offset
-            left = steep * (log_coarse[i, j] - log_coarse[before]) if before in number else -offset
-            weight = 1 / (1 + math.exp(-sharpness * (left**2 - right**2)))
-            for other, sign, share in ((after, 1, weight), (before, -1, 1 - weight)):
-                if other in number:
-                    row = np.zeros(len(number))
-                    row[number[other]], row[k] = sign * steep, -sign * steep
-                    rows.append(math.sqrt(share) * row)
-                    targets.append(-math.sqrt(share) * offset)
-        row = np.zeros(len(number))
-        row[k] = math.sqrt(prior_weight)
-        rows.append(row)
-        targets.append(math.sqrt(prior_weight) * log_coarse[i, j])
-    wanted = np.exp(np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)[0])
-    intrinsics = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
+    focal, prior_weight, sharpness = np.array([20.0, 22.0]), 5.0, 2.0
+    arrays = normals.permute(1, 2, 0).numpy(), coarse[0].numpy(), mask[0].numpy()
+    wanted = dense(*arrays, prior_weight, sharpness, focal)
+    intrinsics = torch.tensor([[focal[0], 0, CENTRE[0]], [0, focal[1], CENTRE[1]], [0, 0, 1]], dtype=torch.float64)
     found = integrate_normals(normals, coarse, mask, intrinsics, prior_weight=prior_weight, sharpness=sharpness, iterations=1)
     np.testing.assert_allclose(found[mask].numpy(), wanted, rtol=1e-9)
 

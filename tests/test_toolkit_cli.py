@@ -175,7 +175,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     def fail(source: object, target: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("datasets_toolkit.pictures.os.replace", fail)
+    monkeypatch.setattr("datasets_toolkit.local_files.os.replace", fail)
     with pytest.raises(MediaError, match="No space left"):
         write_png(tmp_path / "a.png", 255 - image)
     assert os.listdir(tmp_path) == ["a.png"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets_toolkit.annotators.alignment import align_to_mesh
 from datasets_toolkit.annotators.base import DepthAnnotator, FaceCrop, Map, Parsing
-from datasets_toolkit.annotators.pretrained import load_pretrained, quiet
+from datasets_toolkit.annotators.pretrained import load_with_processor
 from datasets_toolkit.annotators.weights import NetworkAnnotator, Source
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.schema import ByteImage
@@ -65,11 +65,9 @@ class TransformersDepth(NetworkAnnotator, DepthAnnotator):
         return kind
 
     def _load(self) -> Any:
-        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+        from transformers import AutoModelForDepthEstimation
 
-        with quiet():
-            processor = AutoImageProcessor.from_pretrained(str(self.weights), local_files_only=True)
-        return processor, load_pretrained(AutoModelForDepthEstimation, self.weights).to(self.device)
+        return load_with_processor(AutoModelForDepthEstimation, self.weights, self.device)
 
     def relative(self, image: ByteImage) -> Map:
         """What the network says of an image (h w 3): h x w."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets_toolkit.annotators.base import FaceCrop, Parsing, ParsingAnnotator
 from datasets_toolkit.annotators.celebamask import check_classes, parsing_from_classes
-from datasets_toolkit.annotators.pretrained import load_pretrained, quiet
+from datasets_toolkit.annotators.pretrained import load_with_processor
 from datasets_toolkit.annotators.weights import NetworkAnnotator, Source
 
 
@@ -45,11 +45,9 @@ class SegformerParsing(NetworkAnnotator, ParsingAnnotator):
         self._classes = check_classes([names[number] for number in sorted(names)], str(self.weights / "config.json"))
 
     def _load(self) -> Any:
-        from transformers import AutoImageProcessor, SegformerForSemanticSegmentation
+        from transformers import SegformerForSemanticSegmentation
 
-        with quiet():
-            processor = AutoImageProcessor.from_pretrained(str(self.weights), local_files_only=True)
-        return processor, load_pretrained(SegformerForSemanticSegmentation, self.weights).to(self.device)
+        return load_with_processor(SegformerForSemanticSegmentation, self.weights, self.device)
 
     def __call__(self, crop: FaceCrop) -> Parsing:
         """Labels and matte of a crop."""

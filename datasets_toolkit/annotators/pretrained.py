@@ -31,6 +31,15 @@ def load_pretrained(kind: Any, folder: Path, part: str = "") -> Any:
     return model.eval()
 
 
+def load_with_processor(kind: Any, folder: Path, device: str) -> tuple[Any, Any]:
+    """The image processor of a ``transformers`` folder, and its network of class ``kind`` on a device; errors as there."""
+    from transformers import AutoImageProcessor
+
+    with quiet():
+        processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+    return processor, load_pretrained(kind, folder).to(device)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hold back notes and progress bars of both packages; errors are still told."""

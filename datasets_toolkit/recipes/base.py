@@ -138,6 +138,18 @@ def _identities(source: Source) -> list[str]:
     return [*([source.person] if source.person else []), *([f"youtube-{video}"] if video else [])]
 
 
+def sort_out(findings: Iterable[tuple[str, Source | str]]) -> tuple[list[Source], list[tuple[str, str]]]:
+    """Names with what was found for each: the sources, and the names with the reasons of those that cannot be used."""
+    sources: list[Source] = []
+    broken: list[tuple[str, str]] = []
+    for name, found in findings:
+        if isinstance(found, Source):
+            sources.append(found)
+        else:
+            broken.append((name, found))
+    return sources, broken
+
+
 def drop_duplicates(sources: Iterable[Source]) -> tuple[list[Source], list[tuple[str, str]]]:
     """Sources sorted by path, start and name, without those that show what an earlier one shows, which come second with the reason.
 

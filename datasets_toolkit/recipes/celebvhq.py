@@ -22,6 +22,7 @@ from datasets_toolkit.recipes.base import (
     Source,
     drop_duplicates,
     join_people,
+    sort_out,
 )
 from datasets_toolkit.recipes.files import Probes, VideoIndex, check_root, pixel_box, read_text, too_short, walk
 
@@ -52,21 +53,17 @@ class CelebVHQ(Recipe):
         """
         root = check_root(root, "CelebV-HQ")
         clips, index, probes = _clips(root), VideoIndex(root), Probes()
-        sources: list[Source] = []
-        broken: list[tuple[str, str]] = []
-        for name, entry in clips.items():
-            try:
-                found = self._source(name, entry, index, probes)
-            except (KeyError, TypeError, ValueError) as error:
-                found = f"metadata: {error} is missing or not what it should be"
-            if isinstance(found, Source):
-                sources.append(found)
-            else:
-                broken.append((name, found))
+        sources, broken = sort_out((name, self._checked(name, entry, index, probes)) for name, entry in clips.items())
         sources, doubles = drop_duplicates(join_people(sources))
         late = sum(source.start is None and float(source.meta[SPAN].split()[0]) >= HOUR for source in sources)
         notes = [f"{late} processed clips begin after the first hour, where an early downloader cut at a wrong time"] if late else []
         return Discovery(sources=sources, expected=len(clips), broken=[*broken, *doubles], notes=notes, dataset=self.name)
+
+    def _checked(self, name: str, entry: Any, index: VideoIndex, probes: Probes) -> Source | str:
+        try:
+            return self._source(name, entry, index, probes)
+        except (KeyError, TypeError, ValueError) as error:
+            return f"metadata: {error} is missing or not what it should be"
 
     def _source(self, name: str, entry: Any, index: VideoIndex, probes: Probes) -> Source | str:
         start, end = float(entry["duration"]["start_sec"]), float(entry["duration"]["end_sec"])

@@ -28,6 +28,7 @@ from datasets_toolkit.recipes.base import (
     Source,
     drop_duplicates,
     join_people,
+    sort_out,
 )
 from datasets_toolkit.recipes.files import Probes, VideoIndex, check_root, pixel_box, read_text, too_short, walk
 
@@ -76,15 +77,8 @@ class HDTF(Recipe):
         clips, index = list(_clips(root)), VideoIndex(root)
         if not clips:
             return _without_metadata(root, index)
-        sources: list[Source] = []
-        broken: list[tuple[str, str]] = []
         probes = Probes()
-        for clip in clips:
-            found = self._source(clip, index, probes)
-            if isinstance(found, Source):
-                sources.append(found)
-            else:
-                broken.append((clip.name, found))
+        sources, broken = sort_out((clip.name, self._source(clip, index, probes)) for clip in clips)
         sources, doubles = drop_duplicates(join_people(sources))
         notes = list(_notes(sources))
         return Discovery(sources=sources, expected=len(clips), broken=[*broken, *doubles], notes=notes, dataset=self.name)

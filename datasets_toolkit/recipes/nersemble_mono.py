@@ -8,9 +8,10 @@ names, ``<participant:03d>/calibration/camera_params.json``, and a sequence ``BA
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from datasets_toolkit.recipes.base import Discovery, Recipe, RecipeError, Source
+from datasets_toolkit.recipes.base import Discovery, Recipe, RecipeError, Source, sort_out
 from datasets_toolkit.recipes.files import VIDEO_SUFFIXES, Probes, check_root, file_problem
 
 FRONTAL_CAMERA = "222200037"
@@ -43,21 +44,17 @@ class NersembleMono(Recipe):
         people = sorted(path for depth in ("*", "*/*") for path in root.glob(depth) if path.is_dir() and _PARTICIPANT.match(path.name))
         if not people:
             raise RecipeError(f"{root}: no folder of a participant (such as 018) here; give the folder that NeRSemble was downloaded to")
-        sources: list[Source] = []
-        broken: list[tuple[str, str]] = []
+        sources, broken = sort_out(self._sequences(root, people))
+        sources.sort(key=lambda source: source.path)
+        return Discovery(sources=sources, expected=len(sources) + len(broken), broken=broken, notes=[_EXPECTED], dataset=self.name)
+
+    def _sequences(self, root: Path, people: list[Path]) -> Iterator[tuple[str, Source | str]]:
         probes = Probes()
         for person in people:
             for images in sorted([*person.glob("sequences/*/images"), *person.glob("*/images")]):
-                name = f"{person.relative_to(root).as_posix()}/{images.parent.name}"
-                if images.parent.name == "BACKGROUND":
-                    continue
-                found = self._source(person.name, name, images, probes)
-                if isinstance(found, Source):
-                    sources.append(found)
-                else:
-                    broken.append((name, found))
-        sources.sort(key=lambda source: source.path)
-        return Discovery(sources=sources, expected=len(sources) + len(broken), broken=broken, notes=[_EXPECTED], dataset=self.name)
+                if images.parent.name != "BACKGROUND":
+                    name = f"{person.relative_to(root).as_posix()}/{images.parent.name}"
+                    yield name, self._source(person.name, name, images, probes)
 
     def _source(self, person: str, name: str, images: Path, probes: Probes) -> Source | str:
         files = sorted(path for path in images.glob(f"cam_{self.camera}*") if not path.name.startswith("."))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets_toolkit.errors import MediaError
-from datasets_toolkit.recipes.base import BOX, YOUTUBE, Discovery, Recipe, RecipeError, Source, drop_duplicates, join_people
+from datasets_toolkit.recipes.base import BOX, YOUTUBE, Discovery, Recipe, RecipeError, Source, drop_duplicates, join_people, sort_out
 from datasets_toolkit.recipes.files import Probes, VideoIndex, check_root, first_time, pixel_box, read_text, too_short
 
 LICENCE = "CC BY 3.0 (videos), as their authors chose on YouTube"
@@ -70,12 +70,9 @@ class TalkingHead1KH(Recipe):
                 notes.append(f"{split}: data_list/{listed.name} is not there, so what is missing cannot be told")
             expected += len(tubes) + len(unread) if listed.is_file() else 0
             broken += unread
-            for tube in tubes:
-                found = self._source(tube, split, index, probes)
-                if isinstance(found, Source):
-                    sources.append(found)
-                else:
-                    broken.append((tube.name, found))
+            found, unusable = sort_out([(tube.name, self._source(tube, split, index, probes)) for tube in tubes])
+            sources += found
+            broken += unusable
         if not sources and not broken:
             raise RecipeError(f"{root}: neither data_list/*_video_tubes.txt nor cropped clips lie here; give TalkingHead-1KH's folder")
         sources, doubles = drop_duplicates(_without_leaks(join_people(sources), notes))

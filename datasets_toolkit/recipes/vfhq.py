@@ -26,6 +26,7 @@ from datasets_toolkit.recipes.base import (
     Source,
     drop_duplicates,
     join_people,
+    sort_out,
 )
 from datasets_toolkit.recipes.files import Probes, VideoIndex, check_root, frame_rate, pixel_box, read_text, too_short, walk
 from datasets_toolkit.video import VideoInfo
@@ -86,22 +87,18 @@ class VFHQ(Recipe):
         root = check_root(root, "VFHQ")
         pictures: set[str] = set()
         index = VideoIndex(root, lambda name: _remember(name, pictures))
-        sources: list[Source] = []
-        broken: list[tuple[str, str]] = []
-        probes, expected = Probes(), 0
-        for path in walk(root, lambda name: _NAME.match(name) is not None):
-            if path.suffix == ".txt" and path.name.startswith("Clip+"):
-                expected += 1
-                clip = _read(path)
-                found = clip if isinstance(clip, str) else self._source(clip, index, probes, pictures)
-                if isinstance(found, Source):
-                    sources.append(found)
-                else:
-                    broken.append((path.stem, found))
-        if not expected:
+        probes = Probes()
+        found = walk(root, lambda name: _NAME.match(name) is not None)
+        listed = [path for path in found if path.suffix == ".txt" and path.name.startswith("Clip+")]
+        sources, broken = sort_out((path.stem, self._checked(path, index, probes, pictures)) for path in listed)
+        if not listed:
             raise RecipeError(f"{root}: no Clip+*.txt of VFHQ here; unpack meta_info.zip into this folder")
         sources, doubles = drop_duplicates(join_people(sources))
-        return Discovery(sources=sources, expected=expected, broken=[*broken, *doubles], notes=list(_notes(sources)), dataset=self.name)
+        return Discovery(sources=sources, expected=len(listed), broken=[*broken, *doubles], notes=list(_notes(sources)), dataset=self.name)
+
+    def _checked(self, path: Path, index: VideoIndex, probes: Probes, pictures: set[str]) -> Source | str:
+        clip = _read(path)
+        return clip if isinstance(clip, str) else self._source(clip, index, probes, pictures)
 
     def _source(self, clip: _Clip, index: VideoIndex, probes: Probes, pictures: set[str]) -> Source | str:
         raw, reason = index.find(clip.youtube)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import tempfile
 import wave
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from datasets_toolkit.codecs import COLUMNS, encode_sample
 from datasets_toolkit.curation import SCORES
 from datasets_toolkit.errors import UserError
+from datasets_toolkit.local_files import write_whole
 from datasets_toolkit.manifest import ClipRow, SourceRow, clip_table, source_table
 from datasets_toolkit.pipeline import TrackResult
 from datasets_toolkit.recipes.base import Source
@@ -135,9 +135,7 @@ def write_videos(
         folder.mkdir(parents=True, exist_ok=True)
         paths = [_write_video(folder, clip, samples) for clip in planned]
         listed = [{"file": path.name, "person": clip.person.name} for path, clip in zip(paths, planned, strict=True)]
-        part = folder / f".{MANIFEST}.{secrets.token_hex(4)}.part"
-        part.write_text(json.dumps({"seed": seed, "clips": listed}, indent=1) + "\n", encoding="utf-8")
-        part.replace(folder / MANIFEST)
+        write_whole(folder / MANIFEST, (json.dumps({"seed": seed, "clips": listed}, indent=1) + "\n").encode())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     return paths

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from datasets_toolkit.annotators.audio_features import AudioSlices
-from datasets_toolkit.clip_frames import ClipNames, sample_key
-from datasets_toolkit.head_pose import euler_degrees
-from datasets_toolkit.sample import FrameMeta, FrameSample
-from datasets_toolkit.schema import HEAD_REGIONS, FloatArray, TrackedClip
-from datasets_toolkit.scores import mouth_opening
+from datasets_toolkit.clip_frames import ClipFrames, ClipNames
+from datasets_toolkit.sample import FrameSample
+from datasets_toolkit.schema import HEAD_REGIONS, TrackedClip
 from datasets_toolkit.synthetic.clip import FPS, SyntheticClip
 from datasets_toolkit.synthetic.render import Picture, project
 
@@ -36,12 +34,14 @@ def frame_samples(clip: SyntheticClip, names: ClipNames, *, samples: int = 1) ->
 
     As the annotators do, depth and normals are given for the parts of the head (neck included) and are 0 elsewhere.
     """
+    whole = np.tile([0.0, 0.0, clip.size], (len(clip.times), 1))
+    frames = ClipFrames(clip=tracked(clip), boxes=whole, size=clip.size)
     sound = AudioSlices()(clip.speech.samples, clip.times)
     for index, heard in enumerate(sound):
         picture = clip.frame(index, samples=samples)
         head = np.isin(picture.labels, HEAD_REGIONS)
         yield FrameSample(
-            meta=_meta(clip, names, index, picture.landmarks),
+            meta=frames.meta(index, names, FPS),
             image=picture.image,
             parsing=picture.labels,
             matte=np.rint(255 * picture.matte).astype(np.uint8),
@@ -72,23 +72,4 @@ def tracked(clip: SyntheticClip) -> TrackedClip:
         indices=np.arange(len(clip.times)),
         intrinsics=clip.intrinsics,
         box=np.array([0.0, 0.0, clip.size]),
-    )
-
-
-def _meta(clip: SyntheticClip, names: ClipNames, index: int, landmarks: FloatArray) -> FrameMeta:
-    yaw, pitch, roll = (float(angle) for angle in euler_degrees(clip.poses[index].head))
-    return FrameMeta(
-        key=sample_key(names.clip, index),
-        clip=names.clip,
-        source=names.source,
-        person=names.person,
-        index=index,
-        time=float(clip.times[index]),
-        fps=FPS,
-        size=clip.size,
-        source_to_crop=np.eye(3),
-        intrinsics=clip.intrinsics,
-        head_to_camera=clip.poses[index].head,
-        blendshapes=clip.scores[index],
-        scores={"yaw": yaw, "pitch": pitch, "roll": roll, "mouth": float(mouth_opening(landmarks))},
     )
