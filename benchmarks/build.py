@@ -20,17 +20,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets_toolkit.build import Summary, build
-from datasets_toolkit.config import BuildConfig, load_config
-from datasets_toolkit.executors import LocalExecutor, Outcome
-from datasets_toolkit.media import MediaWarning
-from datasets_toolkit.pipeline import tracker
-from datasets_toolkit.progress import time_table
+from datasets_toolkit.build.config import BuildConfig, load_config
+from datasets_toolkit.build.executors import LocalExecutor, Outcome
+from datasets_toolkit.build.pipeline import tracker
+from datasets_toolkit.build.progress import time_table
+from datasets_toolkit.build.run import Summary, build
+from datasets_toolkit.faces.tracking import near_face
+from datasets_toolkit.media.opening import MediaWarning
+from datasets_toolkit.media.video import read_frames
 from datasets_toolkit.recipes.base import Source
 from datasets_toolkit.recipes.folder import Folder
 from datasets_toolkit.text_tables import text_table
-from datasets_toolkit.tracking import near_face
-from datasets_toolkit.video import read_frames
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import simplejpeg
 import zstandard
 from PIL import Image
 
-from datasets_toolkit import codecs
-from datasets_toolkit.depth_codec import STEP
+from datasets_toolkit.shards import codecs
+from datasets_toolkit.shards.depth_codec import STEP
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from codec_candidates import Codec, candidates, vectors_of
 from datasets_toolkit.annotators.depth_normals import DepthNormals
 from datasets_toolkit.annotators.landmark_parsing import LandmarkParsing
 from datasets_toolkit.annotators.mesh_depth import MeshDepth
+from datasets_toolkit.annotators.pictures import spread
+from datasets_toolkit.annotators.portrait import Annotators, crop_face
 from datasets_toolkit.errors import MediaError
-from datasets_toolkit.faces import FaceTracker
-from datasets_toolkit.pictures import spread
-from datasets_toolkit.portrait import Annotators, crop_face
-from datasets_toolkit.video import probe, read_frames
+from datasets_toolkit.faces.detection import FaceTracker
+from datasets_toolkit.media.video import probe, read_frames
 
 NOISE = 0.05  # cm: the depth of a network is rougher than that of a fitted mesh
 Maps = dict[str, list[Any]]

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from loader_data import PNG_STEPS, make_dataset, pair_members, pairs_of, write_litdata, write_webdataset
 
-from datasets_toolkit.codecs import decode_depth, decode_image, decode_parsing
-from datasets_toolkit.shards import ShardReader
+from datasets_toolkit.shards.codecs import decode_depth, decode_image, decode_parsing
+from datasets_toolkit.shards.shard_reader import ShardReader
 from mggtalk.data.batches import Share, TrainBatches
 from mggtalk.data.loader import PairLoader, Workers, start_worker
 from mggtalk.data.pairs import PairPlan, PairRule, frame_table

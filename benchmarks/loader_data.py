@@ -14,11 +14,13 @@ import numpy as np
 import pyarrow as pa
 from skimage.data import astronaut
 
-from datasets_toolkit.codecs import COLUMNS, decode_depth, encode_sample
 from datasets_toolkit.sample import FrameMeta, FrameSample
 from datasets_toolkit.schema import BLENDSHAPES
-from datasets_toolkit.shards import DatasetInfo, ShardReader, index_row, pack, write_index, write_info, write_table
-from datasets_toolkit.storage import Storage
+from datasets_toolkit.shards.codecs import COLUMNS, decode_depth, encode_sample
+from datasets_toolkit.shards.dataset_info import DatasetInfo, write_info
+from datasets_toolkit.shards.shard_reader import ShardReader
+from datasets_toolkit.shards.storage import Storage
+from datasets_toolkit.shards.writer import index_row, pack, write_index, write_table
 
 CLIPS, SHARD, FOCAL, DISTANCE = 4, 100, 3.0, 110.0
 KEPT = ("image", "parsing", "matte", "depth", "normals", "landmarks", "meta")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from datasets_toolkit.annotators import FaceCrop
 from datasets_toolkit.errors import NoFaceError
-from datasets_toolkit.faces import FaceTracker, crop_image, landmark_bounds
-from datasets_toolkit.head_pose import euler_degrees, head_pose
+from datasets_toolkit.faces.detection import FaceTracker, crop_image, landmark_bounds
+from datasets_toolkit.faces.head_pose import euler_degrees, head_pose
+from datasets_toolkit.media.video import VideoFrame, read_frames
 from datasets_toolkit.schema import HEAD_REGIONS, ByteImage, Face, FloatArray, TrackedClip
-from datasets_toolkit.video import VideoFrame, read_frames
 from mggtalk import metrics
 from mggtalk.drivers import Control, motion_from_clip
+from mggtalk.metrics.tracked import posed_crop, see
 from mggtalk.talking_head import Avatar, TalkingHead
 from mggtalk.types import Motion
 
@@ -100,12 +101,6 @@ def in_crop(landmarks: FloatArray, crop: FaceCrop) -> FloatArray:
     return landmarks * matrix[0, 0] + [matrix[0, 2], matrix[1, 2], 0]
 
 
-def see(tracker: FaceTracker, image: ByteImage, near: FloatArray) -> Face | None:
-    """The face of an image, searched around landmarks first and everywhere if it is not there."""
-    found = tracker.follow(image, Face(landmarks=near, blendshapes=np.zeros(0)))
-    return found or next(iter(tracker.faces(image)), None)
-
-
 def spread(found: npt.NDArray[np.bool_], count: int) -> Rows:
     """At most ``count`` rows that show the face, evenly spread over the clip; not the first, which is the source."""
     rows = np.flatnonzero(found)[1:]
@@ -136,9 +131,7 @@ def observe(head: TalkingHead, followed: Followed, rows: Rows) -> tuple[Rows, Tr
 
 def regions(head: TalkingHead, source: FaceCrop, image: ByteImage, face: Face) -> tuple[Tensor, Tensor]:
     """Masks (1 s s) of the head, by the parsing of the target, and of its landmarks' bounding box."""
-    pose = head_pose(face.landmarks, source.intrinsics)
-    crop = replace(source, image=image, mesh=pose.mesh, head_to_camera=pose.head_to_camera, **asdict(face))
-    labels = head.annotators.parsing(crop).labels
+    labels = head.annotators.parsing(posed_crop(image, face, source.intrinsics)).labels
     low, high = (np.clip(edge, 0, len(image)) for edge in (face.landmarks[:, :2].min(0), face.landmarks[:, :2].max(0)))
     box = np.zeros_like(labels)
     box[int(low[1]) : math.ceil(high[1]), int(low[0]) : math.ceil(high[0])] = 1

@@ -61,9 +61,9 @@ def _inspect(parsed: argparse.Namespace) -> None:
     from datasets_toolkit.annotators.depth_normals import DepthNormals
     from datasets_toolkit.annotators.landmark_parsing import LandmarkParsing
     from datasets_toolkit.annotators.mesh_depth import MeshDepth
-    from datasets_toolkit.faces import FaceTracker
-    from datasets_toolkit.pictures import annotation_panel, contact_sheet, write_png
-    from datasets_toolkit.portrait import Annotators, crop_face, find_portrait
+    from datasets_toolkit.annotators.pictures import annotation_panel, contact_sheet, write_png
+    from datasets_toolkit.annotators.portrait import Annotators, crop_face, find_portrait
+    from datasets_toolkit.faces.detection import FaceTracker
 
     _check_inspect(parsed)
     images = _images(parsed.source, parsed.frames)
@@ -94,8 +94,8 @@ def _check_inspect(parsed: argparse.Namespace) -> None:
 
 
 def _images(source: Path, frames: int) -> list[tuple[str, ByteImage]]:
-    from datasets_toolkit.pictures import spread
-    from datasets_toolkit.video import probe, read_frames, read_image
+    from datasets_toolkit.annotators.pictures import spread
+    from datasets_toolkit.media.video import probe, read_frames, read_image
 
     if source.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}:
         return [(str(source), read_image(source))]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from datasets_toolkit.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets_toolkit.build import Summary
-    from datasets_toolkit.executors import Executor
+    from datasets_toolkit.build.executors import Executor
+    from datasets_toolkit.build.run import Summary
     from datasets_toolkit.recipes.base import Source
 
 _SETTING = re.compile(r"^[A-Za-z_][\w.]*=")
@@ -60,9 +60,9 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(parsed: argparse.Namespace) -> None:
-    from datasets_toolkit.build import build
-    from datasets_toolkit.config import load_config
-    from datasets_toolkit.progress import Progress
+    from datasets_toolkit.build.config import load_config
+    from datasets_toolkit.build.progress import Progress
+    from datasets_toolkit.build.run import build
 
     words = [word for word in parsed.words if _SETTING.match(word) and not Path(word).exists()]
     if parsed.policy is not None:
@@ -77,8 +77,8 @@ def _build(parsed: argparse.Namespace) -> None:
 
 
 def _recompute(parsed: argparse.Namespace) -> None:
-    from datasets_toolkit.progress import Progress
-    from datasets_toolkit.recompute import recompute
+    from datasets_toolkit.build.progress import Progress
+    from datasets_toolkit.build.recompute import recompute
 
     with _stoppable(), _executor(parsed) as executor:
         summary = recompute(parsed.out, parsed.annotator, parsed.words, executor=executor, work=parsed.work, progress=Progress())
@@ -91,8 +91,8 @@ def find_sources(words: Sequence[str], recipes: Sequence[Sequence[str]]) -> list
     Raises:
         UserError: nothing is named, or a path is not there.
     """
+    from datasets_toolkit.build.source_files import is_address
     from datasets_toolkit.recipes import Source, coverage, join_people, recipe_for
-    from datasets_toolkit.source_files import is_address
 
     found = []
     for name, root in [*recipes, *(["folder", word] for word in words if Path(word).is_dir())]:
@@ -114,14 +114,14 @@ def find_sources(words: Sequence[str], recipes: Sequence[Sequence[str]]) -> list
 
 
 def _executor(parsed: argparse.Namespace) -> Executor:
-    from datasets_toolkit.executors import LocalExecutor
+    from datasets_toolkit.build.executors import LocalExecutor
 
     if parsed.workers is not None and parsed.workers < 1:
         raise UserError(f"--workers {parsed.workers}: at least one is needed")
     workers = parsed.workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     if parsed.engine == "local":
         return LocalExecutor(workers, parsed.timeout)
-    from datasets_toolkit.executors_cluster import RayExecutor, SlurmExecutor
+    from datasets_toolkit.build.executors_cluster import RayExecutor, SlurmExecutor
 
     if parsed.engine == "ray":
         return RayExecutor(parsed.address, parsed.workers)
@@ -140,7 +140,7 @@ class _stoppable:
 
 
 def _report(out: str, summary: Summary) -> None:
-    from datasets_toolkit.progress import time_table
+    from datasets_toolkit.build.progress import time_table
 
     for path, problem in summary.rejected:
         print(f"rejected: {problem if problem.startswith(path) else f'{path}: {problem}'}", file=sys.stderr)

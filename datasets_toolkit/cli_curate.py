@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from datasets_toolkit.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets_toolkit.shards import ShardReader
+    from datasets_toolkit.shards.shard_reader import ShardReader
 
 FAULTS = 1
 """Exit status of ``verify`` when a promise is broken."""
@@ -41,13 +41,14 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(parsed: argparse.Namespace) -> None:
-    from datasets_toolkit.curation import load_policy
-    from datasets_toolkit.examples import ClipPictures, near_limits
-    from datasets_toolkit.pages import write_whole
-    from datasets_toolkit.plan import make_plan
-    from datasets_toolkit.report import plan_html, plan_text
-    from datasets_toolkit.shards import FILE, ShardReader, read_table
-    from datasets_toolkit.storage import Storage
+    from datasets_toolkit.curation.pages import write_whole
+    from datasets_toolkit.curation.plan import make_plan
+    from datasets_toolkit.curation.policy import load_policy
+    from datasets_toolkit.curation.report import plan_html, plan_text
+    from datasets_toolkit.export.examples import ClipPictures, near_limits
+    from datasets_toolkit.shards.dataset_info import FILE
+    from datasets_toolkit.shards.shard_reader import ShardReader, read_table
+    from datasets_toolkit.shards.storage import Storage
     from datasets_toolkit.text_tables import plain_output
 
     _at_least(1, examples=parsed.examples)
@@ -71,8 +72,8 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    from datasets_toolkit.checks import checks_json, checks_text, verify
-    from datasets_toolkit.pages import write_whole
+    from datasets_toolkit.checks.verify import checks_json, checks_text, verify
+    from datasets_toolkit.curation.pages import write_whole
 
     _at_least(1, sample=parsed.sample)
     _at_least(0, seed=parsed.seed)
@@ -91,7 +92,7 @@ def _add_stats(parser: argparse.ArgumentParser) -> None:
 
 
 def _stats(parsed: argparse.Namespace) -> None:
-    from datasets_toolkit.stats import dataset_stats, stats_json, stats_text
+    from datasets_toolkit.curation.stats import dataset_stats, stats_json, stats_text
 
     stats = dataset_stats(_reader(parsed.root))
     print(json.dumps(stats_json(stats), indent=1, allow_nan=False) if parsed.json else stats_text(stats))
@@ -106,7 +107,7 @@ def _add_preview(parser: argparse.ArgumentParser) -> None:
 
 
 def _preview(parsed: argparse.Namespace) -> None:
-    from datasets_toolkit.preview import preview
+    from datasets_toolkit.export.preview import preview
 
     _at_least(1, frames=parsed.frames, clips=parsed.clips)
     with _bars() as progress:
@@ -122,8 +123,8 @@ def _add_purge(parser: argparse.ArgumentParser) -> None:
 
 
 def _purge(parsed: argparse.Namespace) -> None:
-    from datasets_toolkit.purge import purge
-    from datasets_toolkit.storage import Storage
+    from datasets_toolkit.build.purge import purge
+    from datasets_toolkit.shards.storage import Storage
 
     if not parsed.source and not parsed.person:
         raise UserError("purge: give --source ID or --person NAME")
@@ -149,7 +150,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(parsed: argparse.Namespace) -> None:
-    from datasets_toolkit.export_tools import export
+    from datasets_toolkit.export.files import export
 
     if parsed.png and parsed.what != "frames":
         raise UserError(f"--png: says how frames are written, not {parsed.what}; leave it away")
@@ -164,7 +165,7 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
 
 
 def _reader(root: str) -> ShardReader:
-    from datasets_toolkit.shards import ShardReader
+    from datasets_toolkit.shards.shard_reader import ShardReader
 
     return ShardReader(root)
 

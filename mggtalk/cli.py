@@ -100,7 +100,7 @@ def _add_animate(parser: argparse.ArgumentParser) -> None:
 
 
 def _track(parsed: argparse.Namespace) -> None:
-    from datasets_toolkit.video import probe
+    from datasets_toolkit.media.video import probe
     from mggtalk.motion_files import save_motion
     from mggtalk.talking_head import TalkingHead
 
@@ -139,7 +139,7 @@ def _animate(parsed: argparse.Namespace) -> None:
     print(f"animating: {rate:.1f} frames/s at {parsed.size} x {parsed.size}")
     print(parsed.output)
     if parsed.sheet:
-        from datasets_toolkit.pictures import contact_sheet, write_png
+        from datasets_toolkit.annotators.pictures import contact_sheet, write_png
 
         write_png(parsed.sheet, contact_sheet([sheet]))
         print(parsed.sheet)
@@ -147,7 +147,7 @@ def _animate(parsed: argparse.Namespace) -> None:
 
 def _check_outputs(parsed: argparse.Namespace) -> None:
     """Refuse what would fail only after minutes of work."""
-    from datasets_toolkit.video import VideoWriter
+    from datasets_toolkit.media.video import VideoWriter
 
     VideoWriter(parsed.output, Fraction(25), (2, 2))
     for path in filter(None, (parsed.output, parsed.sheet)):
@@ -181,7 +181,7 @@ def _device(name: str) -> str:
 
 def _driver(parsed: argparse.Namespace, head: TalkingHead) -> tuple[Motion, Fraction, Path | None]:
     """The motion, its frame rate, and the file with its sound."""
-    from datasets_toolkit.video import probe
+    from datasets_toolkit.media.video import probe
     from mggtalk.motion_csv import motion_from_csv
     from mggtalk.motion_files import load_motion
 
@@ -216,8 +216,8 @@ def _write(
     parsed: argparse.Namespace, head: TalkingHead, avatar: Avatar, motion: Motion, control: Control, fps: Fraction, sound: Path | None
 ) -> tuple[float, list[Any]]:
     """Render and encode; returns frames per second of rendering, and frames for a contact sheet."""
-    from datasets_toolkit.pictures import spread
-    from datasets_toolkit.video import VideoWriter
+    from datasets_toolkit.annotators.pictures import spread
+    from datasets_toolkit.media.video import VideoWriter
     from mggtalk.talking_head import full_frame
 
     height, width = avatar.image.shape[:2] if parsed.full_frame else (parsed.size, parsed.size)

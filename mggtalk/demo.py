@@ -57,7 +57,7 @@ def _write_portrait(path: Path) -> None:
         from skimage.data import astronaut
     except ImportError:
         raise UserError("the demonstration's portrait comes with scikit-image; install it with: pip install 'mggtalk[demo]'") from None
-    from datasets_toolkit.pictures import write_png
+    from datasets_toolkit.annotators.pictures import write_png
 
     write_png(path, astronaut())
 

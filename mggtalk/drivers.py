@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from datasets_toolkit.errors import NoFaceError, UserError
-from datasets_toolkit.head_pose import FOCAL_SCALE
+from datasets_toolkit.faces.head_pose import FOCAL_SCALE
 from datasets_toolkit.schema import TrackedClip
 from mggtalk.geometry.cameras import matrix_to_quaternion, quaternion_to_matrix
 from mggtalk.geometry.face_model import FaceModel

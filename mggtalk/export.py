@@ -36,14 +36,28 @@ def load_model(folder: Path = BASES) -> MGGTalk:
         ModelError: files are missing, damaged, of another format or version, or weights and config disagree.
     """
     config = _read_config(folder / "config.yaml")
-    with torch.random.fork_rng(devices=[]):  # what is not zero at the start is the same every time
-        torch.manual_seed(0)
-        model = _build(config["model"], folder / "config.yaml")
-    if not isinstance(model, MGGTalk):
-        raise ModelError(f"{folder / 'config.yaml'}: describes a {type(model).__name__}, not a MGGTalk")
+    model = build_model(config["model"], folder / "config.yaml")
     if config["weights"] is not None:
         _load_weights(model, folder / "model.safetensors")
     return model.eval()
+
+
+def build_model(config: dict[str, Any], path: Path) -> MGGTalk:
+    """The model that ``class_path`` / ``init_args`` nodes describe, with its first weights.
+
+    Args:
+        config: the node of the model.
+        path: of the file that holds it, for messages.
+
+    Raises:
+        ModelError: a node is none of the model's parts, or a part refuses its arguments.
+    """
+    with torch.random.fork_rng(devices=[]):  # what is not zero at the start is the same every time
+        torch.manual_seed(0)
+        model = _build(config, path)
+    if not isinstance(model, MGGTalk):
+        raise ModelError(f"{path}: describes a {type(model).__name__}, not a MGGTalk")
+    return model
 
 
 def save_model(model: MGGTalk, config: dict[str, Any], folder: Path) -> None:

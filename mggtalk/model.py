@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from datasets_toolkit.face_regions import CHIN, FACE_OVAL
+from datasets_toolkit.faces.face_regions import CHIN, FACE_OVAL
 from datasets_toolkit.schema import Region
 from mggtalk.geometry.cameras import project
 from mggtalk.geometry.head_points import visible_points
@@ -111,6 +111,7 @@ class MGGTalk(nn.Module):
         points = self.points(frame, layers, surface, torso)
         features = self.encoder(frame.image, layers.head)
         return Identity(
+            surface=surface,
             points=points,
             visible_features=sample(features, points.visible.pixels / 2),
             mirrored_features=sample(features, points.mirrored.pixels / 2),
@@ -156,8 +157,8 @@ class MGGTalk(nn.Module):
         """Background without the person (b 3 h w), torso over it without the head (b 3 h w), and the torso's alpha (b 1 h w)."""
         behind, torso, alpha = classical_fill(frame.image, layers.background, layers.torso, layers.torso_extent)
         person = 1 - layers.background
-        behind = self.inpainter(person * behind + layers.background * frame.image, person)
-        torso = self.inpainter(layers.hidden * torso + (1 - layers.hidden) * frame.image, layers.hidden)
+        filled = torch.cat([torch.lerp(frame.image, behind, person), torch.lerp(frame.image, torso, layers.hidden)])
+        behind, torso = self.inpainter(filled, torch.cat([person, layers.hidden])).chunk(2)
         return behind, torso, alpha
 
     def backdrop(self, identity: Identity, camera: Camera) -> Float[Tensor, "b 3 h w"]:

@@ -48,7 +48,7 @@ def motion_from_csv(path: Path, face_model: FaceModel) -> tuple[Motion, Fraction
     """The motion of a recording and its rate (None for a single frame); times count from its first frame.
 
     Motion components are 0, a missing blendshape is 0 and told in the log. Angles are radians with the signs of
-    :func:`datasets_toolkit.head_pose.euler_degrees`; without any the head is still. Frames that the recorder marks as having no face
+    :func:`datasets_toolkit.faces.head_pose.euler_degrees`; without any the head is still. Frames that the recorder marks as having no face
     (a count of 0, or no values) are interpolated. Frames with the time of the one before are left out.
 
     Args:

@@ -23,13 +23,13 @@ from datasets_toolkit.annotators import FaceCrop
 from datasets_toolkit.annotators.depth_normals import DepthNormals
 from datasets_toolkit.annotators.landmark_parsing import LandmarkParsing
 from datasets_toolkit.annotators.mesh_depth import MeshDepth
-from datasets_toolkit.faces import FaceTracker
-from datasets_toolkit.images import read_image
-from datasets_toolkit.portrait import Annotations, Annotators, crop_face, find_portrait
+from datasets_toolkit.annotators.portrait import Annotations, Annotators, crop_face, find_portrait
+from datasets_toolkit.faces.detection import FaceTracker
+from datasets_toolkit.faces.smoothing import LandmarkFilter, NoFilter, ZeroPhaseOneEuro, smooth_clip
+from datasets_toolkit.faces.tracking import track_clip
+from datasets_toolkit.media.images import read_image
+from datasets_toolkit.media.video import VideoFrame, read_frames
 from datasets_toolkit.schema import ByteImage, FloatArray, TrackedClip
-from datasets_toolkit.smoothing import LandmarkFilter, NoFilter, ZeroPhaseOneEuro, smooth_clip
-from datasets_toolkit.tracking import track_clip
-from datasets_toolkit.video import VideoFrame, read_frames
 from mggtalk.data.frames import to_frame
 from mggtalk.drivers import Control, motion_from_clip, retarget
 from mggtalk.export import BASES, load_model

@@ -185,6 +185,7 @@ class Pair(TensorRecord):
 class Identity(TensorRecord):
     """What is computed once for a portrait."""
 
+    surface: Surface  # the refined one
     points: HeadPoints
     visible_features: Float[Tensor, "*batch n c"]
     mirrored_features: Float[Tensor, "*batch m c"]

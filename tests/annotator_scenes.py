@@ -14,7 +14,6 @@ import pytest
 from face_scenes import frontal_crop
 
 from datasets_toolkit import annotators as package
-from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators import (
     Annotator,
     AudioAnnotator,
@@ -26,9 +25,10 @@ from datasets_toolkit.annotators import (
     ParsingAnnotator,
     SyncAnnotator,
 )
+from datasets_toolkit.annotators.portrait import Annotations
 from datasets_toolkit.annotators.weights import NetworkAnnotator
-from datasets_toolkit.head_pose import canonical_face
-from datasets_toolkit.portrait import Annotations
+from datasets_toolkit.faces import face_regions as regions
+from datasets_toolkit.faces.head_pose import canonical_face
 from datasets_toolkit.schema import Region
 
 SIZE, SMALL = 256, 128

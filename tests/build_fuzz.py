@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 from build_scenes import face_picture, small_build, source, talking, write_video
 
+from datasets_toolkit.build.executors import LocalExecutor
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.executors import LocalExecutor
 from datasets_toolkit.schema import ByteImage
-from datasets_toolkit.shards import read_table
-from datasets_toolkit.storage import Storage
+from datasets_toolkit.shards.shard_reader import read_table
+from datasets_toolkit.shards.storage import Storage
 
 REJECTED, KEPT, EITHER = "rejected", "ok", ""
 """What must become of a kind of video; damage may or may not leave enough of it."""

@@ -10,12 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets_toolkit.build import Summary, build
-from datasets_toolkit.config import BuildConfig, load_config
-from datasets_toolkit.executors import Executor, LocalExecutor
+from datasets_toolkit.build.config import BuildConfig, load_config
+from datasets_toolkit.build.executors import Executor, LocalExecutor
+from datasets_toolkit.build.run import Summary, build
+from datasets_toolkit.media.video import VideoWriter
 from datasets_toolkit.recipes.base import Source
 from datasets_toolkit.schema import ByteImage
-from datasets_toolkit.video import VideoWriter
 
 SIDE = 208
 SMALL = ("size=64", "policy=null", "shard_samples=5")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from datasets_toolkit.faces import FaceTracker
+from datasets_toolkit.faces.detection import FaceTracker
 from datasets_toolkit.schema import ByteImage, Face
 
 

@@ -11,15 +11,16 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from datasets_toolkit import face_regions as regions
-from datasets_toolkit.codecs import COLUMNS, encode_sample
-from datasets_toolkit.curation import SCORES
-from datasets_toolkit.dataset_info import DatasetInfo
-from datasets_toolkit.head_pose import canonical_face, euler_degrees
+from datasets_toolkit.curation.policy import SCORES
+from datasets_toolkit.faces import face_regions as regions
+from datasets_toolkit.faces.head_pose import canonical_face, euler_degrees
 from datasets_toolkit.sample import FrameMeta, FrameSample
 from datasets_toolkit.schema import BLENDSHAPES, LANDMARKS, Region
-from datasets_toolkit.shards import ShardReader, index_row, pack, write_index, write_info, write_table
-from datasets_toolkit.storage import Storage
+from datasets_toolkit.shards.codecs import COLUMNS, encode_sample
+from datasets_toolkit.shards.dataset_info import DatasetInfo, write_info
+from datasets_toolkit.shards.shard_reader import ShardReader
+from datasets_toolkit.shards.storage import Storage
+from datasets_toolkit.shards.writer import index_row, pack, write_index, write_table
 
 RADIUS = 12.0
 """Of the sphere, cm."""

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from datasets_toolkit.annotators import FaceCrop
-from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.faces.head_pose import canonical_face
 from datasets_toolkit.schema import BLENDSHAPES, ByteImage, FloatArray
 
 FRONTAL = np.diag([1.0, -1.0, -1.0])

@@ -11,12 +11,12 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from datasets_toolkit import face_regions
 from datasets_toolkit.annotators import FaceCrop, Parsing
 from datasets_toolkit.annotators.depth_normals import DepthNormals
 from datasets_toolkit.annotators.landmark_parsing import POLYGONS, polygon
 from datasets_toolkit.annotators.mesh_depth import head_prior, rasterise_depth
-from datasets_toolkit.portrait import Annotations
+from datasets_toolkit.annotators.portrait import Annotations
+from datasets_toolkit.faces import face_regions
 from datasets_toolkit.schema import BLENDSHAPES, HEAD_REGIONS, ByteImage, FloatArray, Region
 from mggtalk.data.frames import to_frame
 from mggtalk.geometry.face_model import FaceModel

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from datasets_toolkit.head_pose import FOCAL_SCALE, clip_camera
+from datasets_toolkit.faces.head_pose import FOCAL_SCALE, clip_camera
 from datasets_toolkit.schema import BLENDSHAPES, FloatArray, TrackedClip
 from mggtalk.geometry.face_model import FaceModel
 from mggtalk.types import Camera, Motion

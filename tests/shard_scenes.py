@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datasets_toolkit.codecs import COLUMNS, encode_sample
 from datasets_toolkit.sample import FrameMeta, FrameSample
 from datasets_toolkit.schema import BLENDSHAPES, Region
-from datasets_toolkit.shards import DatasetInfo, ShardReader, index_row, pack, write_index, write_info, write_table
-from datasets_toolkit.storage import Storage
+from datasets_toolkit.shards.codecs import COLUMNS, encode_sample
+from datasets_toolkit.shards.dataset_info import DatasetInfo, write_info
+from datasets_toolkit.shards.shard_reader import ShardReader
+from datasets_toolkit.shards.storage import Storage
+from datasets_toolkit.shards.writer import index_row, pack, write_index, write_table
 
 ALL = tuple(COLUMNS)
 

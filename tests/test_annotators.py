@@ -14,22 +14,14 @@ import numpy as np
 import pytest
 from annotator_scenes import ALL, FAMILIES, NETWORKS, SIZE, Scene, arguments, make_scene, run, shipped
 
-from datasets_toolkit.annotators import (
-    Annotator,
-    AudioAnnotator,
-    FaceCrop,
-    FrameSound,
-    NormalAnnotator,
-    SyncScore,
-    make_annotator,
-)
+from datasets_toolkit.annotators import Annotator, AudioAnnotator, FaceCrop, FrameSound, NormalAnnotator, SyncScore, make_annotator
 from datasets_toolkit.annotators.depth_normals import DepthNormals
 from datasets_toolkit.annotators.landmark_parsing import LandmarkParsing
 from datasets_toolkit.annotators.mesh_depth import MeshDepth
+from datasets_toolkit.annotators.portrait import Annotations, Annotators, crop_face
 from datasets_toolkit.annotators.weights import NetworkAnnotator
 from datasets_toolkit.assets import ASSETS
 from datasets_toolkit.errors import AssetError, UserError
-from datasets_toolkit.portrait import Annotations, Annotators, crop_face
 from datasets_toolkit.schema import HEAD_REGIONS, ByteImage, Face, Region
 
 

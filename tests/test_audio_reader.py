@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets_toolkit import audio_reader
 from datasets_toolkit.annotators.audio_features import read_audio, stream_audio
 from datasets_toolkit.errors import MediaError
-from datasets_toolkit.media import MediaWarning
+from datasets_toolkit.media import audio_reader
+from datasets_toolkit.media.opening import MediaWarning
+from datasets_toolkit.media.video import VideoWriter
 from datasets_toolkit.schema import FloatArray
-from datasets_toolkit.video import VideoWriter
 
 av = pytest.importorskip("av")
 TONE, AMPLITUDE = 440.0, 0.3

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from face_scenes import frontal_crop
 
-from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators import FaceCrop
 from datasets_toolkit.annotators.av_offset import EnvelopeSync, loudness, mouth_opening
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.faces import landmark_bounds
-from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.faces import face_regions as regions
+from datasets_toolkit.faces.detection import landmark_bounds
+from datasets_toolkit.faces.head_pose import canonical_face
 
 
 def speaker(seed: int, frames: int = 150) -> tuple[list[FaceCrop], np.ndarray]:

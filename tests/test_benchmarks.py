@@ -24,10 +24,10 @@ from reenactment_tables import REPEATED, WARP, ClipResult, Score, goals, markdow
 from reenactment_warp import border, sampling_map, warp
 
 from datasets_toolkit.annotators import FaceCrop
-from datasets_toolkit.faces import FaceTracker, landmark_bounds
-from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.faces.detection import FaceTracker, landmark_bounds
+from datasets_toolkit.faces.head_pose import canonical_face
+from datasets_toolkit.media.video import VideoWriter
 from datasets_toolkit.schema import ByteImage, Face, FloatArray
-from datasets_toolkit.video import VideoWriter
 from mggtalk.geometry.face_model import ASSET, FaceModel
 from mggtalk.talking_head import TalkingHead
 from mggtalk.types import Motion

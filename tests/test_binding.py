@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from model_scenes import face_model, made_frame, pose, project_head
 from torch import Tensor
 
-from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators.landmark_parsing import polygon
+from datasets_toolkit.faces import face_regions as regions
 from mggtalk.geometry.binding import CHUNK, bind
 from mggtalk.geometry.cameras import project
 from mggtalk.geometry.head_points import visible_points

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 from build_scenes import SIDE, blank, digests, face_picture, small_build, source, states, talking, write_video
 
-from datasets_toolkit.checks import verify
-from datasets_toolkit.dataset_info import read_info
+from datasets_toolkit.build.executors import LocalExecutor
+from datasets_toolkit.build.executors_cluster import RayExecutor, SlurmExecutor
+from datasets_toolkit.build.recompute import recompute
+from datasets_toolkit.checks.verify import verify
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.executors import LocalExecutor
-from datasets_toolkit.executors_cluster import RayExecutor, SlurmExecutor
-from datasets_toolkit.faces import FaceTracker
+from datasets_toolkit.faces.detection import FaceTracker
+from datasets_toolkit.faces.tracking import track_clip
+from datasets_toolkit.media.video import read_frames
 from datasets_toolkit.recipes.base import Source
-from datasets_toolkit.recompute import recompute
 from datasets_toolkit.schema import ByteImage
-from datasets_toolkit.shards import ShardReader, read_table
-from datasets_toolkit.storage import Storage
-from datasets_toolkit.tracking import track_clip
-from datasets_toolkit.video import read_frames
+from datasets_toolkit.shards.dataset_info import read_info
+from datasets_toolkit.shards.shard_reader import ShardReader, read_table
+from datasets_toolkit.shards.storage import Storage
 
 TESTS = Path(__file__).parent
 FAMILIES = {"image", "frame", "parsing", "depth", "normals", "audio"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets_toolkit.config import BuildConfig, as_dict, config_from, load_config
+from datasets_toolkit.build.config import BuildConfig, as_dict, config_from, load_config
 from datasets_toolkit.errors import UserError
 
 

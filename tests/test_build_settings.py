@@ -10,12 +10,12 @@ import pytest
 from build_fuzz import mux
 from build_scenes import digests, face_picture, small_build, source, talking, write_video
 
+from datasets_toolkit.build.executors import Executor, LocalExecutor
+from datasets_toolkit.build.work import only_builder
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.executors import Executor, LocalExecutor
 from datasets_toolkit.recipes.base import BOX, Source
 from datasets_toolkit.schema import ByteImage
-from datasets_toolkit.shards import ShardReader
-from datasets_toolkit.work import only_builder
+from datasets_toolkit.shards.shard_reader import ShardReader
 
 
 @pytest.fixture(scope="module")

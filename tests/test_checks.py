@@ -20,16 +20,17 @@ pa = pytest.importorskip("pyarrow")
 
 from curated_scenes import CLIPS, Clip, head, make_curated, with_meta  # noqa: E402
 
-from datasets_toolkit.checks import checks_json, checks_text, verify  # noqa: E402
-from datasets_toolkit.dataset_info import read_info, write_info  # noqa: E402
+from datasets_toolkit.checks.labels import LABEL_CHECKS, depth_normals  # noqa: E402
+from datasets_toolkit.checks.tables import time_faults  # noqa: E402
+from datasets_toolkit.checks.tally import Tally  # noqa: E402
+from datasets_toolkit.checks.verify import checks_json, checks_text, verify  # noqa: E402
 from datasets_toolkit.errors import UserError  # noqa: E402
-from datasets_toolkit.label_checks import LABEL_CHECKS, depth_normals  # noqa: E402
 from datasets_toolkit.sample import FrameSample  # noqa: E402
 from datasets_toolkit.schema import Region  # noqa: E402
-from datasets_toolkit.shards import ShardReader, write_table  # noqa: E402
-from datasets_toolkit.storage import Storage  # noqa: E402
-from datasets_toolkit.table_checks import time_faults  # noqa: E402
-from datasets_toolkit.tally import Tally  # noqa: E402
+from datasets_toolkit.shards.dataset_info import read_info, write_info  # noqa: E402
+from datasets_toolkit.shards.shard_reader import ShardReader  # noqa: E402
+from datasets_toolkit.shards.storage import Storage  # noqa: E402
+from datasets_toolkit.shards.writer import write_table  # noqa: E402
 
 MIRROR = {Region.LEFT_EYE: Region.RIGHT_EYE, Region.RIGHT_EYE: Region.LEFT_EYE}
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from skimage.data import astronaut, coffee
 
-from datasets_toolkit.video import VideoWriter, probe, read_frames
+from datasets_toolkit.media.video import VideoWriter, probe, read_frames
 from mggtalk.cli import main
 from mggtalk.demo import MOTION
 from mggtalk.motion_files import load_motion, save_motion

@@ -15,8 +15,8 @@ from test_checks import flip_byte, scaled_pose
 
 from datasets_toolkit.cli import main
 from datasets_toolkit.cli_curate import WHAT
-from datasets_toolkit.export_tools import NEEDS
-from datasets_toolkit.shards import ShardReader
+from datasets_toolkit.export.files import NEEDS
+from datasets_toolkit.shards.shard_reader import ShardReader
 
 ALICE = CLIPS[0]
 

@@ -24,7 +24,11 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image, JpegImagePlugin
 from shard_scenes import frame_meta, frame_sample
 
-from datasets_toolkit.codecs import (
+from datasets_toolkit.errors import UserError
+from datasets_toolkit.media.video import VideoWriter
+from datasets_toolkit.sample import FrameMeta, FrameSample
+from datasets_toolkit.schema import ByteImage, Region
+from datasets_toolkit.shards.codecs import (
     COLUMNS,
     MAX_SIDE,
     CodecError,
@@ -44,11 +48,7 @@ from datasets_toolkit.codecs import (
     encode_parsing,
     encode_sample,
 )
-from datasets_toolkit.depth_codec import STEP
-from datasets_toolkit.errors import UserError
-from datasets_toolkit.sample import FrameMeta, FrameSample
-from datasets_toolkit.schema import ByteImage, Region
-from datasets_toolkit.video import VideoWriter
+from datasets_toolkit.shards.depth_codec import STEP
 
 SIZE = 64
 labels = arrays.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, max(Region)))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets_toolkit.curation import POLICIES, SCORES, Limits, Policy, judge, load_policy
+from datasets_toolkit.curation.plan import BINS, general, make_plan, round_step
+from datasets_toolkit.curation.policy import POLICIES, SCORES, Limits, Policy, judge, load_policy
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.plan import BINS, general, make_plan, round_step
 
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("omegaconf")

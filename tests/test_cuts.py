@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets_toolkit.cuts import STILL, WINDOW, CutDetector, with_cuts
+from datasets_toolkit.build.cuts import STILL, WINDOW, CutDetector, with_cuts
+from datasets_toolkit.media.video import VideoFrame
 from datasets_toolkit.schema import ByteImage
-from datasets_toolkit.video import VideoFrame
 
 
 def scene(seed: int, side: int = 120) -> ByteImage:

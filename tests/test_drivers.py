@@ -29,7 +29,7 @@ from motion_scenes import (
 from scipy.spatial.transform import Rotation, Slerp
 
 from datasets_toolkit.errors import NoFaceError, UserError
-from datasets_toolkit.head_pose import FOCAL_SCALE, euler_degrees
+from datasets_toolkit.faces.head_pose import FOCAL_SCALE, euler_degrees
 from mggtalk.drivers import Control, check_motion, motion_from_clip, retarget, rotation_power
 from mggtalk.geometry.cameras import project
 from mggtalk.geometry.face_model import FaceModel

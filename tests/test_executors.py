@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import worker_jobs
 
+from datasets_toolkit.build.executors import Executor, LocalExecutor, Outcome
+from datasets_toolkit.build.executors_cluster import RayExecutor, SlurmExecutor
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.executors import Executor, LocalExecutor, Outcome
-from datasets_toolkit.executors_cluster import RayExecutor, SlurmExecutor
 
 TESTS = Path(__file__).parent
 
@@ -122,7 +122,7 @@ def test_a_negative_number_of_workers_is_refused() -> None:
 ORPHANS = """
 import sys
 import worker_jobs
-from datasets_toolkit.executors import LocalExecutor
+from datasets_toolkit.build.executors import LocalExecutor
 if __name__ == "__main__":
     LocalExecutor(2).run(worker_jobs.slow, [0.0, 600.0, 600.0], on_result=lambda one: print("working", flush=True))
 """

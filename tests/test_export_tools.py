@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.export_tools import NEEDS, WRITERS, export, joined
-from datasets_toolkit.head_pose import euler_degrees
+from datasets_toolkit.export.files import NEEDS, WRITERS, export, joined
+from datasets_toolkit.faces.head_pose import euler_degrees
 from datasets_toolkit.sample import FrameSample
 from datasets_toolkit.schema import BLENDSHAPES, Region
-from datasets_toolkit.shards import ShardReader
+from datasets_toolkit.shards.shard_reader import ShardReader
 
 ALICE = CLIPS[0]
 

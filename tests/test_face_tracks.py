@@ -12,17 +12,17 @@ from build_scenes import SIDE, blank, face_picture, source, talking, write_video
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets_toolkit.config import TrackingConfig
-from datasets_toolkit.face_tracks import CrowdTracker, FaceFollower
-from datasets_toolkit.faces import landmark_bounds
-from datasets_toolkit.pipeline import TrackJob, release
+from datasets_toolkit.build.config import TrackingConfig
+from datasets_toolkit.build.face_tracks import CrowdTracker, FaceFollower
+from datasets_toolkit.build.pipeline import TrackJob, release
+from datasets_toolkit.build.scores import clip_scores, look, mouth_opening
+from datasets_toolkit.build.track_stage import known_track, track_source
+from datasets_toolkit.build.track_unit import Track, TrackUnit, clip_ranges, inside_box, raw_clip
+from datasets_toolkit.build.work import UnitStore
+from datasets_toolkit.faces.detection import landmark_bounds
+from datasets_toolkit.faces.smoothing import NoFilter, smooth_clip
+from datasets_toolkit.faces.tracking import assemble_clip
 from datasets_toolkit.schema import BLENDSHAPES, LANDMARKS, ByteImage, Face, FloatArray
-from datasets_toolkit.scores import clip_scores, look, mouth_opening
-from datasets_toolkit.smoothing import NoFilter, smooth_clip
-from datasets_toolkit.track_stage import known_track, track_source
-from datasets_toolkit.track_unit import Track, TrackUnit, clip_ranges, inside_box, raw_clip
-from datasets_toolkit.tracking import assemble_clip
-from datasets_toolkit.work import UnitStore
 
 STEP = 1 / 25
 

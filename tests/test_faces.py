@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from datasets_toolkit.faces import FaceTracker, crop_image, inside_image, landmark_bounds, reference_box, smooth_boxes, source_to_crop
+from datasets_toolkit.faces.detection import (
+    FaceTracker,
+    crop_image,
+    inside_image,
+    landmark_bounds,
+    reference_box,
+    smooth_boxes,
+    source_to_crop,
+)
 from datasets_toolkit.schema import BLENDSHAPES, LANDMARKS, ByteImage, Face, FloatArray
 
 CENTRE, SIZE = np.array([225.0, 124.0]), 109.0  # of the astronaut's face, pixels, read off the photograph

@@ -7,7 +7,7 @@ import pytest
 import torch
 from model_scenes import annotate, face_model, made_crop, made_frame, pose
 
-from datasets_toolkit.faces import crop_image, source_to_crop
+from datasets_toolkit.faces.detection import crop_image, source_to_crop
 from datasets_toolkit.schema import ByteImage, FloatArray
 from mggtalk.data.frames import tensor, to_frame
 from mggtalk.talking_head import FEATHER, Avatar, full_frame

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from datasets_toolkit import face_regions as regions
-from datasets_toolkit.head_pose import FOCAL_SCALE, canonical_face, clip_camera, euler_degrees, head_pose, lift, similarity
+from datasets_toolkit.faces import face_regions as regions
+from datasets_toolkit.faces.head_pose import FOCAL_SCALE, canonical_face, clip_camera, euler_degrees, head_pose, lift, similarity
 from datasets_toolkit.schema import LANDMARKS, FloatArray
 
 CAMERA = clip_camera(np.array([120.0, 40.0, 300.0]))

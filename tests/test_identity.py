@@ -48,7 +48,7 @@ def test_five_points_are_in_the_order_of_the_template(crop: FaceCrop) -> None:
 @pytest.mark.filterwarnings("ignore:`estimate` is deprecated")
 def test_faces_are_aligned_as_the_networks_own_package_does(astronaut: ByteImage, astronaut_face: Face) -> None:
     face_align = pytest.importorskip("insightface.utils.face_align")
-    from datasets_toolkit.portrait import crop_face
+    from datasets_toolkit.annotators.portrait import crop_face
 
     crop = crop_face(astronaut, astronaut_face, 256)
     wanted = face_align.norm_crop(crop.image, five_points(crop.landmarks).astype(np.float32) - 0.5, 112)
@@ -66,7 +66,7 @@ def test_embeddings_are_those_of_the_networks_own_package(crop: FaceCrop, tmp_pa
 
 
 def test_an_embedding_does_not_follow_the_pose_of_the_crop(astronaut: ByteImage, astronaut_face: Face, tmp_path: Path) -> None:
-    from datasets_toolkit.portrait import crop_face
+    from datasets_toolkit.annotators.portrait import crop_face
 
     annotator = ArcFaceIdentity(**made.arcface(tmp_path))
     crop = crop_face(astronaut, astronaut_face, 256)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from datasets_toolkit import images
 from datasets_toolkit.errors import MediaError
-from datasets_toolkit.images import read_image
+from datasets_toolkit.media import images
+from datasets_toolkit.media.images import read_image
 
 
 def picture(height: int = 20, width: int = 30) -> npt.NDArray[np.uint8]:

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A room of mggtalk imports itself and rooms of lower rank. Rooms of one rank do not know each other.
-RANKS = {
+# A room imports itself and rooms of lower rank. Rooms of one rank do not know each other.
+MGGTALK = {
     "types": 0,
     "geometry": 1,
     "modules": 2,
@@ -35,6 +35,32 @@ RANKS = {
     "cli": 9,
     "__main__": 11,
 }
+TOOLKIT = {
+    "__init__": 0,
+    "asset_list": 0,
+    "compiling": 0,
+    "errors": 0,
+    "native": 0,
+    "schema": 0,
+    "local_files": 1,
+    "sample": 1,
+    "text_tables": 1,
+    "assets": 2,
+    "media": 3,
+    "faces": 4,
+    "recipes": 4,
+    "annotators": 5,
+    "shards": 6,
+    "curation": 7,
+    "build": 8,
+    "checks": 8,
+    "export": 9,
+    "synthetic": 9,
+    "cli_build": 10,
+    "cli_curate": 10,
+    "cli": 11,
+}
+RANKS = {"mggtalk": MGGTALK, "datasets_toolkit": TOOLKIT}
 
 ONLY_IN = {"gsplat": "mggtalk/rendering/cuda.py", "wandb": "mggtalk/callbacks.py"}  # not even inside functions elsewhere
 NEVER = ("torchvision", "lpips", "torch_fidelity")  # their CUDA-linked wheels break a CPU environment
@@ -92,9 +118,9 @@ def imports(source: str, package: list[str]) -> Iterator[Import]:
     yield from visit(ast.parse(source), True)
 
 
-def room(parts: list[str]) -> str:
-    """The room of a module of mggtalk, given the parts of its name after "mggtalk"."""
-    return parts[0] if parts and parts[0] in RANKS else "__init__"
+def room(parts: list[str], ranks: dict[str, int]) -> str:
+    """The room of a module of a package, given the parts of its name after the package's."""
+    return parts[0] if parts and parts[0] in ranks else "__init__"
 
 
 def complaint(file: str, found: Import) -> str | None:
@@ -108,9 +134,10 @@ def complaint(file: str, found: Import) -> str | None:
         return f"{top} is imported inside functions only"
     if top == "mggtalk" and file.startswith("datasets_toolkit/"):
         return "datasets_toolkit never imports mggtalk"
-    if top == "mggtalk" and file.startswith("mggtalk/"):
-        own, other = Path(file).parts[1].removesuffix(".py"), room(parts[1:])
-        if own != other and not RANKS[other] < RANKS[own]:
+    if top in RANKS and file.startswith(f"{top}/"):
+        ranks = RANKS[top]
+        own, other = Path(file).parts[1].removesuffix(".py"), room(parts[1:], ranks)
+        if own != other and not ranks[other] < ranks[own]:
             return f"{own} may not import {other}"
     return None
 
@@ -121,7 +148,7 @@ def violations(root: Path) -> list[str]:
     for path in sorted([*root.glob("mggtalk/**/*.py"), *root.glob("datasets_toolkit/**/*.py")]):
         file = path.relative_to(root).as_posix()
         own = Path(file).parts[1].removesuffix(".py")
-        if file.startswith("mggtalk/") and own not in RANKS:
+        if own not in RANKS[Path(file).parts[0]]:
             found.append(f"{file}:1: {own} has no rank; add it to the table in {Path(__file__).name}")
             continue
         package = list(path.relative_to(root).parent.parts)
@@ -138,14 +165,22 @@ def test_imports_point_one_way() -> None:
 
 def test_the_checker_reads_the_packages() -> None:
     assert (ROOT / "datasets_toolkit" / "__init__.py").is_file()
-    source = (ROOT / "datasets_toolkit" / "video.py").read_text(encoding="utf-8")
-    modules = {one.module for one in imports(source, ["datasets_toolkit"])}
-    assert {"numpy", "datasets_toolkit.media.import_av", "av.container.InputContainer"} <= modules
+    source = (ROOT / "datasets_toolkit" / "media" / "video.py").read_text(encoding="utf-8")
+    modules = {one.module for one in imports(source, ["datasets_toolkit", "media"])}
+    assert {"numpy", "datasets_toolkit.media.opening.import_av", "av.container.InputContainer"} <= modules
 
 
 PLANTED = {  # file, source, line and reason, or None where all is well
-    "toolkit": ("datasets_toolkit/a.py", "import os\nfrom mggtalk.types import Frame\n", (2, "datasets_toolkit never imports mggtalk")),
-    "toolkit in a function": ("datasets_toolkit/a.py", "def f():\n    import mggtalk\n", (2, "datasets_toolkit never imports mggtalk")),
+    "toolkit": (
+        "datasets_toolkit/sample.py",
+        "import os\nfrom mggtalk.types import Frame\n",
+        (2, "datasets_toolkit never imports mggtalk"),
+    ),
+    "toolkit in a function": (
+        "datasets_toolkit/sample.py",
+        "def f():\n    import mggtalk\n",
+        (2, "datasets_toolkit never imports mggtalk"),
+    ),
     "upwards": ("mggtalk/types.py", "from mggtalk.geometry import cameras\n", (1, "types may not import geometry")),
     "upwards from the root": ("mggtalk/geometry/a.py", "from mggtalk import model\n", (1, "geometry may not import model")),
     "upwards, relative": ("mggtalk/geometry/a.py", "\nfrom ..model import MGGTalk\n", (2, "geometry may not import model")),
@@ -159,18 +194,31 @@ PLANTED = {  # file, source, line and reason, or None where all is well
     "sideways": ("mggtalk/losses.py", "from mggtalk.metrics.image import psnr\n", (1, "losses may not import metrics")),
     "by name": ("mggtalk/types.py", "import importlib\nimportlib.import_module('mggtalk.cli')\n", (2, "types may not import cli")),
     "unknown room": ("mggtalk/misc.py", "", (1, "misc has no rank")),
+    "unknown room of the toolkit": ("datasets_toolkit/misc/a.py", "", (1, "misc has no rank")),
+    "upwards in the toolkit": ("datasets_toolkit/shards/a.py", "from datasets_toolkit import build\n", (1, "shards may not import build")),
+    "upwards in a function": (
+        "datasets_toolkit/faces/a.py",
+        "def f():\n    from datasets_toolkit.build.config import A\n",
+        (2, "faces may not import build"),
+    ),
+    "sideways in the toolkit": ("datasets_toolkit/checks/a.py", "from ..build import work\n", (1, "checks may not import build")),
     "gsplat": ("mggtalk/rendering/cpu.py", "def f():\n    import gsplat\n", (2, "gsplat is imported only in mggtalk/rendering/cuda.py")),
     "wandb": ("mggtalk/stages/base.py", "def f():\n    from wandb import init\n", (2, "wandb is imported only in mggtalk/callbacks.py")),
     "wandb at once": ("mggtalk/callbacks.py", "import wandb\n", (1, "wandb is imported inside functions only")),
-    "av at once": ("datasets_toolkit/a.py", "try:\n    import av.video\nexcept ImportError:\n    pass\n", (2, "av is imported inside")),
-    "mediapipe at once": ("datasets_toolkit/a.py", "class A:\n    import mediapipe as mp\n", (2, "mediapipe is imported inside")),
+    "av at once": (
+        "datasets_toolkit/sample.py",
+        "try:\n    import av.video\nexcept ImportError:\n    pass\n",
+        (2, "av is imported inside"),
+    ),
+    "mediapipe at once": ("datasets_toolkit/sample.py", "class A:\n    import mediapipe as mp\n", (2, "mediapipe is imported inside")),
     "lightning at once": ("mggtalk/model.py", "import lightning\n", (1, "lightning is imported inside functions only")),
     "torchvision": ("mggtalk/metrics/a.py", "def f():\n    import torchvision\n", (2, "torchvision is never imported")),
     "downwards": ("mggtalk/model.py", "from mggtalk.modules.identity import Identity\nfrom mggtalk import types\n", None),
     "the same room": ("mggtalk/geometry/a.py", "from mggtalk.geometry.b import c\nfrom . import d\nfrom .. import types\n", None),
+    "downwards in the toolkit": ("datasets_toolkit/build/a.py", "from datasets_toolkit.shards import tars\n", None),
     "the toolkit from above": ("mggtalk/data/a.py", "from datasets_toolkit.schema import Region\nimport lightning\n", None),
-    "av in a function": ("datasets_toolkit/a.py", "def f():\n    import av\n", None),
-    "av for types": ("datasets_toolkit/a.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import av\n", None),
+    "av in a function": ("datasets_toolkit/sample.py", "def f():\n    import av\n", None),
+    "av for types": ("datasets_toolkit/sample.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import av\n", None),
     "gsplat in its place": ("mggtalk/rendering/cuda.py", "import gsplat\n", None),
 }
 

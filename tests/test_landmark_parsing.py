@@ -10,15 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets_toolkit import face_regions as regions
-from datasets_toolkit.annotators import (
-    FaceCrop,
-)
+from datasets_toolkit.annotators import FaceCrop
 from datasets_toolkit.annotators.depth_normals import DepthNormals
 from datasets_toolkit.annotators.landmark_parsing import LandmarkParsing, connected, guided_filter, polygon
 from datasets_toolkit.annotators.mesh_depth import MeshDepth
+from datasets_toolkit.annotators.portrait import Annotations, Annotators, crop_face
 from datasets_toolkit.errors import AssetError
-from datasets_toolkit.portrait import Annotations, Annotators, crop_face
+from datasets_toolkit.faces import face_regions as regions
 from datasets_toolkit.schema import ByteImage, Face, FloatArray, Region
 
 SIZE = 256

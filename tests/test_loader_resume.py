@@ -18,11 +18,11 @@ import pytest
 import torch
 from shard_scenes import frame_sample, make_dataset
 
-from datasets_toolkit.codecs import CodecError, decode_image, encode_image
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.reader import AddressBook, CachedStorage, decode_image_into
-from datasets_toolkit.shards import ShardReader
-from datasets_toolkit.storage import Storage, StorageError
+from datasets_toolkit.shards.codecs import CodecError, decode_image, encode_image
+from datasets_toolkit.shards.reader import AddressBook, CachedStorage, decode_image_into
+from datasets_toolkit.shards.shard_reader import ShardReader
+from datasets_toolkit.shards.storage import Storage, StorageError
 from mggtalk.data.augment import PairTransform, Photometric
 from mggtalk.data.batches import Cursor, EveryPair, Share, TrainBatches
 from mggtalk.data.buffers import BlockWriter, BufferPool, Placed, ShapeError, tensors_of

@@ -10,7 +10,7 @@ from face_scenes import frontal_crop
 from datasets_toolkit.annotators import Parsing
 from datasets_toolkit.annotators.depth_normals import DepthNormals
 from datasets_toolkit.annotators.mesh_depth import MeshDepth, rasterise_depth
-from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.faces.head_pose import canonical_face
 from datasets_toolkit.schema import HEAD_REGIONS, FloatArray, Region
 
 

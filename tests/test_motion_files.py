@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.head_pose import euler_degrees
+from datasets_toolkit.faces.head_pose import euler_degrees
 from datasets_toolkit.schema import BLENDSHAPES
 from mggtalk.geometry.face_model import FaceModel
 from mggtalk.motion_csv import DISTANCE, head_poses, motion_from_csv

@@ -15,7 +15,7 @@ from datasets_toolkit.annotators import DepthAnnotator, FaceCrop, NormalAnnotato
 from datasets_toolkit.annotators.mesh_depth import MeshDepth
 from datasets_toolkit.annotators.normal_integration import IntegratedDepth, integrate_normals
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.faces.head_pose import canonical_face
 from datasets_toolkit.schema import FloatArray, Region
 
 SIDE = 64

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.head_pose import euler_degrees
+from datasets_toolkit.faces.head_pose import euler_degrees
 from mggtalk.data import pairs as pairs_module
 from mggtalk.data.batches import Cursor, EveryPair, Share, TrainBatches
 from mggtalk.data.pairs import FrameTable, PairError, PairPlan, PairRule, Pairs, cross_pairs, frame_table

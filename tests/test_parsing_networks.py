@@ -10,7 +10,6 @@ import pytest
 import torch
 from annotator_scenes import SMALL, small_crop
 
-from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators import FaceCrop
 from datasets_toolkit.annotators.celebamask import BISENET_CLASSES, CELEBAMASK_CLASSES, parsing_from_classes
 from datasets_toolkit.annotators.identity_insightface import ArcFaceIdentity
@@ -18,6 +17,7 @@ from datasets_toolkit.annotators.landmark_parsing import polygon
 from datasets_toolkit.annotators.parsing_onnx import OnnxParsing
 from datasets_toolkit.annotators.parsing_segformer import SegformerParsing
 from datasets_toolkit.errors import AssetError, UserError
+from datasets_toolkit.faces import face_regions as regions
 from datasets_toolkit.schema import Region
 
 for package in ("onnx", "onnxruntime", "transformers", "diffusers"):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_matrix, csc_matrix, diags
 from scipy.sparse.linalg import spsolve
 
-from datasets_toolkit.masks import around
-from datasets_toolkit.poisson import screened_poisson
+from datasets_toolkit.annotators.masks import around
+from datasets_toolkit.annotators.poisson import screened_poisson
 from datasets_toolkit.schema import FloatArray
 
 

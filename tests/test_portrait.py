@@ -9,10 +9,10 @@ import pytest
 from face_scenes import FRONTAL, moved, pasted, pose, project, shrunk
 from scipy.spatial.transform import Rotation
 
+from datasets_toolkit.annotators.portrait import crop_face, find_portrait
 from datasets_toolkit.errors import NoFaceError
-from datasets_toolkit.faces import FaceTracker, crop_image, inside_image, landmark_bounds, reference_box
-from datasets_toolkit.head_pose import canonical_face, clip_camera
-from datasets_toolkit.portrait import crop_face, find_portrait
+from datasets_toolkit.faces.detection import FaceTracker, crop_image, inside_image, landmark_bounds, reference_box
+from datasets_toolkit.faces.head_pose import canonical_face, clip_camera
 from datasets_toolkit.schema import BLENDSHAPES, ByteImage, Face, FloatArray
 
 

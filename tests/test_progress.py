@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from datasets_toolkit import progress
-from datasets_toolkit.progress import Progress
+from datasets_toolkit.build import progress
+from datasets_toolkit.build.progress import Progress
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

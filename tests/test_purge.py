@@ -15,16 +15,17 @@ pa = pytest.importorskip("pyarrow")
 
 from curated_scenes import CLIPS, Clip, make_curated  # noqa: E402
 
-from datasets_toolkit.checks import verify  # noqa: E402
-from datasets_toolkit.clip_frames import ClipNames  # noqa: E402
-from datasets_toolkit.config import AnnotatorConfig  # noqa: E402
-from datasets_toolkit.dataset_info import FILE, read_info, write_info  # noqa: E402
+from datasets_toolkit.build.clip_frames import ClipNames  # noqa: E402
+from datasets_toolkit.build.config import AnnotatorConfig  # noqa: E402
+from datasets_toolkit.build.pipeline import AnnotatorFacts, unit_keys  # noqa: E402
+from datasets_toolkit.build.purge import BEGUN, purge  # noqa: E402
+from datasets_toolkit.build.work import UnitStore  # noqa: E402
+from datasets_toolkit.checks.verify import verify  # noqa: E402
 from datasets_toolkit.errors import UserError  # noqa: E402
-from datasets_toolkit.pipeline import AnnotatorFacts, unit_keys  # noqa: E402
-from datasets_toolkit.purge import BEGUN, purge  # noqa: E402
-from datasets_toolkit.shards import ShardReader, iterate_tar  # noqa: E402
-from datasets_toolkit.storage import Storage  # noqa: E402
-from datasets_toolkit.work import UnitStore  # noqa: E402
+from datasets_toolkit.shards.dataset_info import FILE, read_info, write_info  # noqa: E402
+from datasets_toolkit.shards.shard_reader import ShardReader  # noqa: E402
+from datasets_toolkit.shards.storage import Storage  # noqa: E402
+from datasets_toolkit.shards.tars import iterate_tar  # noqa: E402
 
 ALICE, BOB, CAROL, DAVE, EVE = CLIPS
 

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.media import import_av
+from datasets_toolkit.media.opening import import_av
+from datasets_toolkit.media.video import VideoWriter, read_frames
 from datasets_toolkit.recipes import BOX, RECIPES, YOUTUBE, Discovery, Recipe, RecipeError, Source, coverage, join_people, recipe_for
 from datasets_toolkit.recipes.files import frame_rate
 from datasets_toolkit.recipes.hdtf import HDTF
 from datasets_toolkit.recipes.vfhq import VFHQ
-from datasets_toolkit.video import VideoWriter, read_frames
 
 NTSC = Fraction(30000, 1001)
 

@@ -18,16 +18,16 @@ pytest.importorskip("omegaconf")
 
 from curated_scenes import CLIPS, Clip, head, make_curated
 
-from datasets_toolkit.curation import Limits, Policy
+from datasets_toolkit.curation.pages import bars, curve, data_url, page, table, write_whole
+from datasets_toolkit.curation.plan import make_plan
+from datasets_toolkit.curation.policy import Limits, Policy
+from datasets_toolkit.curation.report import plan_html, plan_text
+from datasets_toolkit.curation.stats import dataset_stats, stats_json, stats_text
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.examples import PICTURE_HEIGHT, ClipPictures, near_limits, video_picture
-from datasets_toolkit.images import read_image
-from datasets_toolkit.pages import bars, curve, data_url, page, table, write_whole
-from datasets_toolkit.plan import make_plan
-from datasets_toolkit.preview import PANEL, clip_sheet, preview, sample_panels
-from datasets_toolkit.report import plan_html, plan_text
-from datasets_toolkit.shards import ShardReader
-from datasets_toolkit.stats import dataset_stats, stats_json, stats_text
+from datasets_toolkit.export.examples import PICTURE_HEIGHT, ClipPictures, near_limits, video_picture
+from datasets_toolkit.export.preview import PANEL, clip_sheet, preview, sample_panels
+from datasets_toolkit.media.images import read_image
+from datasets_toolkit.shards.shard_reader import ShardReader
 from datasets_toolkit.text_tables import sparkline, text_table
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
@@ -206,7 +206,7 @@ def test_a_clip_whose_name_leads_elsewhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_picture_comes_from_the_video_where_there_is_no_shard(tmp_path: Path) -> None:
-    from datasets_toolkit.video import VideoWriter
+    from datasets_toolkit.media.video import VideoWriter
 
     reader = make_curated(tmp_path, (*CLIPS[:1], CLIPS[4]))
     with VideoWriter(tmp_path / "eve.mp4", Fraction(25), (320, 240)) as video:

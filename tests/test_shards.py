@@ -20,30 +20,16 @@ from PIL import Image
 from shard_scenes import frame_meta, frame_sample, make_dataset
 from test_storage import bucket, s3_server  # noqa: F401 (fixtures)
 
-from datasets_toolkit.codecs import COLUMNS, decode_depth, decode_image, decode_parsing, encode_sample
-from datasets_toolkit.head_pose import euler_degrees
-from datasets_toolkit.pictures import COLOURS
+from datasets_toolkit.annotators.pictures import COLOURS
+from datasets_toolkit.faces.head_pose import euler_degrees
 from datasets_toolkit.sample import SCHEMA_VERSION, FrameMeta, FrameSample
 from datasets_toolkit.schema import Region
-from datasets_toolkit.shards import (
-    MANIFESTS,
-    DatasetInfo,
-    ShardError,
-    ShardInfo,
-    ShardReader,
-    encode_info,
-    file_sha256,
-    index_row,
-    iterate_tar,
-    pack,
-    read_info,
-    read_table,
-    scan_tar,
-    write_index,
-    write_info,
-    write_table,
-)
-from datasets_toolkit.storage import Storage, StorageError
+from datasets_toolkit.shards.codecs import COLUMNS, decode_depth, decode_image, decode_parsing, encode_sample
+from datasets_toolkit.shards.dataset_info import MANIFESTS, DatasetInfo, ShardInfo, encode_info, file_sha256, read_info, write_info
+from datasets_toolkit.shards.shard_reader import ShardReader, read_table
+from datasets_toolkit.shards.storage import Storage, StorageError
+from datasets_toolkit.shards.tars import ShardError, iterate_tar, scan_tar
+from datasets_toolkit.shards.writer import index_row, pack, write_index, write_table
 
 SIZE = 48
 
@@ -380,7 +366,7 @@ def test_pillow_and_numpy_read_extracted_members(dataset: ShardReader) -> None:
 
 
 def test_tables_do_not_abort_a_process_that_ends_at_once(dataset: ShardReader) -> None:
-    code = "import sys; from datasets_toolkit.shards import ShardReader; print(len(ShardReader(sys.argv[1])))"
+    code = "import sys; from datasets_toolkit.shards.shard_reader import ShardReader; print(len(ShardReader(sys.argv[1])))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     for _ in range(3):
         done = subprocess.run(

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from datasets_toolkit.head_pose import canonical_face, clip_camera, euler_degrees, head_pose
+from datasets_toolkit.faces.head_pose import canonical_face, clip_camera, euler_degrees, head_pose
+from datasets_toolkit.faces.smoothing import SCORE_REACH, LandmarkFilter, NoFilter, OneEuro, ZeroPhaseOneEuro, smooth_clip
 from datasets_toolkit.schema import BLENDSHAPES, FloatArray, TrackedClip
-from datasets_toolkit.smoothing import SCORE_REACH, LandmarkFilter, NoFilter, OneEuro, ZeroPhaseOneEuro, smooth_clip
 
 FILTERS = [NoFilter(), OneEuro(), ZeroPhaseOneEuro(), OneEuro(2.0, 0.0, 1.0), ZeroPhaseOneEuro(3.0, 40.0, 2.0)]
 seeds = st.integers(0, 10**6)

@@ -13,13 +13,13 @@ from build_scenes import blank, write_video
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets_toolkit import sources as module
+from datasets_toolkit.build import sources as module
+from datasets_toolkit.build.source_files import content_of, known_content, local_copy
+from datasets_toolkit.build.sources import check_header, check_sound, check_times, content_hash, source_id
+from datasets_toolkit.build.work import UnitStore
 from datasets_toolkit.errors import MediaError
+from datasets_toolkit.media.sound import RATE, SILENCE, SourceSound, level, read_sound
 from datasets_toolkit.recipes.base import Source
-from datasets_toolkit.sound import RATE, SILENCE, SourceSound, level, read_sound
-from datasets_toolkit.source_files import content_of, known_content, local_copy
-from datasets_toolkit.sources import check_header, check_sound, check_times, content_hash, source_id
-from datasets_toolkit.work import UnitStore
 
 RATES = [Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001), Fraction(60)]
 
@@ -135,7 +135,7 @@ def test_content_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert content_hash(path) == wanted
     assert known_content(str(path), store) is None
     assert content_of(str(path), store) == wanted
-    monkeypatch.setattr("datasets_toolkit.source_files.content_hash", None)
+    monkeypatch.setattr("datasets_toolkit.build.source_files.content_hash", None)
     assert content_of(str(path), store) == known_content(str(path), store) == wanted
     path.write_bytes(b"other pictures!")
     import os

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets_toolkit.curation.splits import SAME_PERSON, SPLITS, assign, evidence, shared
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.picture_hash import SAME_PICTURE, picture_hash, signs
-from datasets_toolkit.splits import SAME_PERSON, SPLITS, assign, evidence, shared
+from datasets_toolkit.media.picture_hash import SAME_PICTURE, picture_hash, signs
 
 pa = pytest.importorskip("pyarrow")
 

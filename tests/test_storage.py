@@ -14,9 +14,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from datasets_toolkit import local_files, storage
+from datasets_toolkit import local_files
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.storage import OPEN_FILES, Storage, StorageError, check_name, part_name
+from datasets_toolkit.shards import storage
+from datasets_toolkit.shards.storage import OPEN_FILES, Storage, StorageError, check_name, part_name
 
 DATA = bytes(np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8))
 UNSAFE = ["", "/etc/passwd", "../x", "a/../../x", "a//b", "./a", "a/.", "..", "a\\..\\b", "C:/x", "a\nb", "a\0b"]

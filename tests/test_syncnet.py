@@ -13,13 +13,13 @@ from face_scenes import frontal_crop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators import FaceCrop
 from datasets_toolkit.annotators.audio_features import mfcc
 from datasets_toolkit.annotators.syncnet import SyncNet, score, steady_faces
 from datasets_toolkit.errors import AssetError, UserError
-from datasets_toolkit.faces import landmark_bounds
-from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.faces import face_regions as regions
+from datasets_toolkit.faces.detection import landmark_bounds
+from datasets_toolkit.faces.head_pose import canonical_face
 from datasets_toolkit.schema import ByteImage, Face
 
 for package in ("onnx", "onnxruntime", "transformers", "diffusers"):
@@ -93,7 +93,7 @@ def test_the_layers_have_the_published_names_and_shapes(syncnet: SyncNet) -> Non
 
 
 def test_the_face_of_a_photograph_is_cut_below_the_chin(astronaut: ByteImage, astronaut_face: Face) -> None:
-    from datasets_toolkit.portrait import crop_face
+    from datasets_toolkit.annotators.portrait import crop_face
 
     crop = crop_face(astronaut, astronaut_face, 256)
     (cut,) = steady_faces([crop])

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets_toolkit.audio_reader import read_audio
-from datasets_toolkit.checks import verify
+from datasets_toolkit.checks.verify import verify
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.faces import FaceTracker, reference_box
-from datasets_toolkit.head_pose import canonical_face, clip_camera, euler_degrees, head_pose
+from datasets_toolkit.faces.detection import FaceTracker, reference_box
+from datasets_toolkit.faces.head_pose import canonical_face, clip_camera, euler_degrees, head_pose
+from datasets_toolkit.media.audio_reader import read_audio
+from datasets_toolkit.media.video import probe, read_frames
 from datasets_toolkit.recipes import coverage, recipe_for
 from datasets_toolkit.schema import BLENDSHAPES, HEAD_REGIONS, FloatArray, Region
-from datasets_toolkit.shards import ShardReader
+from datasets_toolkit.shards.shard_reader import ShardReader
 from datasets_toolkit.synthetic import Person, Picture, Pose, SyntheticClip, build_synthetic, make_clip, make_person, render, write_videos
 from datasets_toolkit.synthetic.clip import make_clips
 from datasets_toolkit.synthetic.geometry import NECK_CENTRE, NECK_HEIGHT, Part, camera_rays, trace
@@ -27,7 +28,6 @@ from datasets_toolkit.synthetic.radial import COLUMNS, ROWS, RadialField, Shell,
 from datasets_toolkit.synthetic.rays import intersect
 from datasets_toolkit.synthetic.regions import inside
 from datasets_toolkit.synthetic.speech import RATE, speak
-from datasets_toolkit.video import probe, read_frames
 
 SWAP = {Region.LEFT_BROW: Region.RIGHT_BROW, Region.LEFT_EYE: Region.RIGHT_EYE, Region.LEFT_EAR: Region.RIGHT_EAR}
 SWAP |= {right: left for left, right in SWAP.items()}

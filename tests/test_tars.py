@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets_toolkit.shards import SampleEntry, ShardError, iterate_tar, read_members, scan_tar, write_shard, write_tar
-from datasets_toolkit.storage import Storage, StorageError
+from datasets_toolkit.shards.storage import Storage, StorageError
+from datasets_toolkit.shards.tars import SampleEntry, ShardError, iterate_tar, read_members, scan_tar, write_tar
+from datasets_toolkit.shards.writer import write_shard
 
 keys = st.text("abcXYZ019_-", min_size=1, max_size=130)
 suffixes = st.sampled_from(["jpg", "parsing.png", "depth.dsz", "json", "landmarks.npy"])
@@ -85,7 +86,7 @@ WRITE = """
 import os, sys
 sys.path[:0] = {paths!r}
 os.umask({umask})
-from datasets_toolkit.shards import write_tar
+from datasets_toolkit.shards.tars import write_tar
 from pathlib import Path
 write_tar(Path({out!r}), [(f"clip_{{n:06d}}", [("jpg", bytes([n]) * (500 * n + 1)), ("json", b"{{}}")]) for n in range(5)])
 """
@@ -138,8 +139,9 @@ ENDLESS = """
 import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
-from datasets_toolkit.shards import write_tar, write_shard
-from datasets_toolkit.storage import Storage
+from datasets_toolkit.shards.writer import write_shard
+from datasets_toolkit.shards.tars import write_tar
+from datasets_toolkit.shards.storage import Storage
 def samples():
     for number in range(10**9):
         yield f"clip_{{number:09d}}", [("jpg", bytes(100_000))]

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from datasets_toolkit import cli
+from datasets_toolkit.annotators.pictures import COLOURS, contact_sheet, spread, write_png
 from datasets_toolkit.assets import ASSETS, ENVIRONMENT
 from datasets_toolkit.errors import MediaError
-from datasets_toolkit.images import read_image
-from datasets_toolkit.pictures import COLOURS, contact_sheet, spread, write_png
+from datasets_toolkit.media.images import read_image
 from datasets_toolkit.schema import ByteImage, Region
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,7 +111,7 @@ def test_bad_input_in_a_process_of_its_own(tmp_path: Path, content: bytes | None
 
 
 def test_inspect_shows_frames_of_a_video(tmp_path: Path, astronaut: ByteImage) -> None:
-    from datasets_toolkit.video import VideoWriter
+    from datasets_toolkit.media.video import VideoWriter
 
     with VideoWriter(tmp_path / "talk.mp4", Fraction(25), (512, 512)) as video:
         for step in range(5):

@@ -9,11 +9,11 @@ import pytest
 from face_scenes import moved, pasted, project, shrunk
 
 from datasets_toolkit.errors import NoFaceError
-from datasets_toolkit.faces import FaceTracker, landmark_bounds, reference_box
-from datasets_toolkit.head_pose import clip_camera, head_pose
+from datasets_toolkit.faces.detection import FaceTracker, landmark_bounds, reference_box
+from datasets_toolkit.faces.head_pose import clip_camera, head_pose
+from datasets_toolkit.faces.tracking import follow_face, track_clip
+from datasets_toolkit.media.video import VideoFrame
 from datasets_toolkit.schema import ByteImage, TrackedClip
-from datasets_toolkit.tracking import follow_face, track_clip
-from datasets_toolkit.video import VideoFrame
 
 SIZE = 109.0  # of the astronaut's face, pixels
 MOTION = [(1 + 0.02 * step, (6.0 * step, 4.0 * step)) for step in range(8)]  # zoom and shift in pixels

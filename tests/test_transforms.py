@@ -15,10 +15,10 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from datasets_toolkit.annotators import FaceCrop, Parsing
-from datasets_toolkit.head_pose import canonical_face, euler_degrees, head_pose
-from datasets_toolkit.picture_codecs import decode_normals, encode_normals
-from datasets_toolkit.portrait import Annotations
+from datasets_toolkit.annotators.portrait import Annotations
+from datasets_toolkit.faces.head_pose import canonical_face, euler_degrees, head_pose
 from datasets_toolkit.schema import BLENDSHAPES, Region
+from datasets_toolkit.shards.picture_codecs import decode_normals, encode_normals
 from mggtalk.data.augment import PairTransform, Photometric
 from mggtalk.data.frames import to_frame
 from mggtalk.data.packed import PackedFrame, collate, head_mesh, unpack_frame

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from datasets_toolkit.errors import MediaError
-from datasets_toolkit.video import MediaWarning, probe, read_frames
+from datasets_toolkit.media.video import MediaWarning, probe, read_frames
 
 WIDTH, HEIGHT = 96, 64
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from datasets_toolkit.errors import MediaError
-from datasets_toolkit.video import VideoWriter, probe, read_frames
+from datasets_toolkit.media.video import VideoWriter, probe, read_frames
 
 SIZE = (96, 64)
 RATE = 48_000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets_toolkit.work import UnitStore, WorkError, alive, key_of, only_builder
+from datasets_toolkit.build.work import UnitStore, WorkError, alive, key_of, only_builder
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = [("000001", [("a.npy", b"one"), ("json", b"{}")]), ("000007", [("a.npy", b""), ("json", b"[]")])]
@@ -88,7 +88,7 @@ def test_only_the_dead_are_swept(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from datasets_toolkit.work import only_builder
+from datasets_toolkit.build.work import only_builder
 with only_builder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -28,12 +28,12 @@ from safetensors.numpy import save_file
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
-from datasets_toolkit import face_regions as regions
-from datasets_toolkit.faces import FaceTracker, reference_box
-from datasets_toolkit.head_pose import CanonicalFace, clip_camera, head_pose, lift, similarity
+from datasets_toolkit.faces import face_regions as regions
+from datasets_toolkit.faces.detection import FaceTracker, reference_box
+from datasets_toolkit.faces.head_pose import CanonicalFace, clip_camera, head_pose, lift, similarity
+from datasets_toolkit.faces.tracking import follow_face
+from datasets_toolkit.media.video import read_frames
 from datasets_toolkit.schema import BLENDSHAPES, LANDMARKS, FloatArray
-from datasets_toolkit.tracking import follow_face
-from datasets_toolkit.video import read_frames
 
 ROOT = Path(__file__).resolve().parents[1]
 PUPIL_DISTANCE = 6.3

@@ -11,8 +11,8 @@ from scipy.fft import dct, rfft
 from scipy.signal import get_window
 
 from datasets_toolkit.annotators.base import AudioAnnotator, FrameSound
-from datasets_toolkit.audio_reader import RATE, Samples, Sound, read_audio, stream_audio
 from datasets_toolkit.errors import UserError
+from datasets_toolkit.media.audio_reader import RATE, Samples, Sound, read_audio, stream_audio
 from datasets_toolkit.schema import FloatArray
 
 __all__ = ["RATE", "AudioSlices", "Sound", "log_mel", "mel_filters", "mfcc", "read_audio", "stream_audio"]

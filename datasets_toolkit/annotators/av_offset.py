@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import butter, sosfiltfilt
 
-from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators.base import FaceCrop, SyncAnnotator, SyncScore
-from datasets_toolkit.audio_reader import RATE
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.faces import landmark_bounds
+from datasets_toolkit.faces import face_regions as regions
+from datasets_toolkit.faces.detection import landmark_bounds
+from datasets_toolkit.media.audio_reader import RATE
 from datasets_toolkit.schema import FloatArray
 
 FPS = 25

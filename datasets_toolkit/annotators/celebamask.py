@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators.base import FaceCrop, Map, Parsing
 from datasets_toolkit.annotators.landmark_parsing import connected, polygon
 from datasets_toolkit.errors import UserError
+from datasets_toolkit.faces import face_regions as regions
 from datasets_toolkit.schema import FloatArray, Region
 
 BISENET_CLASSES = (

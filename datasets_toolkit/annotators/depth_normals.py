@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 
 from datasets_toolkit.annotators.base import FaceCrop, Map, NormalAnnotator, Parsing
-from datasets_toolkit.masks import around
-from datasets_toolkit.mesh_kernels import surface_normals
+from datasets_toolkit.annotators.masks import around
+from datasets_toolkit.annotators.mesh_kernels import surface_normals
 
 
 class DepthNormals(NormalAnnotator):

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 
-from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators.base import FaceCrop, IdentityAnnotator, Map
 from datasets_toolkit.annotators.onnx_network import OnnxNetwork, normalised
 from datasets_toolkit.annotators.weights import Source
+from datasets_toolkit.faces import face_regions as regions
 from datasets_toolkit.schema import FloatArray
 
 SIDE = 112

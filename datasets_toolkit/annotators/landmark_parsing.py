@@ -15,12 +15,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators.base import FaceCrop, Map, Parsing, ParsingAnnotator
-from datasets_toolkit.assets import ASSETS, locate
-from datasets_toolkit.masks import around
-from datasets_toolkit.native import quiet_stderr
-from datasets_toolkit.parsing_kernels import (
+from datasets_toolkit.annotators.masks import around
+from datasets_toolkit.annotators.parsing_kernels import (
     add_polygon,
     add_priors,
     colour_distances,
@@ -30,6 +27,9 @@ from datasets_toolkit.parsing_kernels import (
     find_seeds,
     name_regions,
 )
+from datasets_toolkit.assets import ASSETS, locate
+from datasets_toolkit.faces import face_regions as regions
+from datasets_toolkit.native import quiet_stderr
 from datasets_toolkit.schema import ByteImage, FloatArray, Region
 
 MASK = npt.NDArray[np.bool_]

@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from datasets_toolkit import face_regions as regions
 from datasets_toolkit.annotators.base import DepthAnnotator, FaceCrop, Map, Parsing
-from datasets_toolkit.head_pose import canonical_face
-from datasets_toolkit.masks import around
-from datasets_toolkit.mesh_kernels import head_depth, nearest_depth, upper_head
-from datasets_toolkit.poisson import screened_poisson
+from datasets_toolkit.annotators.masks import around
+from datasets_toolkit.annotators.mesh_kernels import head_depth, nearest_depth, upper_head
+from datasets_toolkit.annotators.poisson import screened_poisson
+from datasets_toolkit.faces import face_regions as regions
+from datasets_toolkit.faces.head_pose import canonical_face
 from datasets_toolkit.schema import HEAD_REGIONS, FloatArray
 
 MASK = npt.NDArray[np.bool_]

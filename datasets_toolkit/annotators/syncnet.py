@@ -22,7 +22,7 @@ from datasets_toolkit.annotators.audio_features import RATE, mfcc
 from datasets_toolkit.annotators.base import FaceCrop, SyncAnnotator, SyncScore
 from datasets_toolkit.annotators.weights import NetworkAnnotator, Source
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.faces import landmark_bounds
+from datasets_toolkit.faces.detection import landmark_bounds
 from datasets_toolkit.schema import ByteImage, FloatArray
 
 FPS, FRAMES, SIDE, HOPS = 25, 5, 224, 4

@@ -8,8 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from datasets_toolkit.errors import MediaError
+from datasets_toolkit.media.video import VideoInfo, probe, read_frames
 from datasets_toolkit.recipes.base import RecipeError
-from datasets_toolkit.video import VideoInfo, probe, read_frames
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts")
 UNFINISHED = (".part", ".ytdl", ".tmp", ".temp", ".crdownload", ".download", ".partial", ".aria2")

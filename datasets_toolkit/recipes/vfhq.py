@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from datasets_toolkit.media.video import VideoInfo
 from datasets_toolkit.recipes.base import (
     BOX,
     REGION,
@@ -29,7 +30,6 @@ from datasets_toolkit.recipes.base import (
     sort_out,
 )
 from datasets_toolkit.recipes.files import Probes, VideoIndex, check_root, frame_rate, pixel_box, read_text, too_short, walk
-from datasets_toolkit.video import VideoInfo
 
 LICENCE = "videos of their owners on YouTube; research only, see the data set's page"
 LENGTH_SLACK = 0.25

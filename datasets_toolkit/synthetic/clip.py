@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from datasets_toolkit.head_pose import FOCAL_SCALE
+from datasets_toolkit.faces.head_pose import FOCAL_SCALE
 from datasets_toolkit.schema import FloatArray
 from datasets_toolkit.synthetic import motion
 from datasets_toolkit.synthetic.geometry import Pose

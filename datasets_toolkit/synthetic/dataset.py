@@ -11,32 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from datasets_toolkit.codecs import COLUMNS, encode_sample
-from datasets_toolkit.curation import SCORES
+from datasets_toolkit.build.manifest import ClipRow, SourceRow, clip_table, source_table
+from datasets_toolkit.build.pipeline import TrackResult
+from datasets_toolkit.build.scores import clip_scores, look
+from datasets_toolkit.curation.policy import SCORES
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.local_files import write_whole
-from datasets_toolkit.manifest import ClipRow, SourceRow, clip_table, source_table
-from datasets_toolkit.pipeline import TrackResult
+from datasets_toolkit.media.sound import level
+from datasets_toolkit.media.video import VideoWriter
 from datasets_toolkit.recipes.base import Source
 from datasets_toolkit.recipes.synthetic import LICENCE, MANIFEST
 from datasets_toolkit.sample import FrameMeta
-from datasets_toolkit.scores import clip_scores, look
-from datasets_toolkit.shards import (
-    DatasetInfo,
-    ShardInfo,
-    ShardReader,
-    index_row,
-    pack,
-    write_index,
-    write_info,
-    write_table,
-)
-from datasets_toolkit.sound import level
-from datasets_toolkit.storage import Storage
+from datasets_toolkit.shards.codecs import COLUMNS, encode_sample
+from datasets_toolkit.shards.dataset_info import DatasetInfo, ShardInfo, write_info
+from datasets_toolkit.shards.shard_reader import ShardReader
+from datasets_toolkit.shards.storage import Storage
+from datasets_toolkit.shards.writer import index_row, pack, write_index, write_table
 from datasets_toolkit.synthetic.clip import FPS, SyntheticClip, make_clips
 from datasets_toolkit.synthetic.samples import VERSION, clip_names, content_hash, frame_samples, middle_picture, tracked
 from datasets_toolkit.synthetic.speech import RATE
-from datasets_toolkit.video import VideoWriter
 
 FAMILIES = ("parsing", "depth", "normals", "audio")
 

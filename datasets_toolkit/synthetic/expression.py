@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from datasets_toolkit import face_regions as regions
-from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.faces import face_regions as regions
+from datasets_toolkit.faces.head_pose import canonical_face
 from datasets_toolkit.schema import BLENDSHAPES, FloatArray
 
 JAW_HINGE = np.array([0.0, -0.5, 0.5])

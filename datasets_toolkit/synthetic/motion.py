@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from datasets_toolkit.faces import reference_box
-from datasets_toolkit.head_pose import FOCAL_SCALE
+from datasets_toolkit.faces.detection import reference_box
+from datasets_toolkit.faces.head_pose import FOCAL_SCALE
 from datasets_toolkit.schema import BLENDSHAPES, FloatArray
 from datasets_toolkit.synthetic.geometry import Pose
 from datasets_toolkit.synthetic.person import Person
@@ -21,7 +21,7 @@ _FRONTAL = np.diag([1.0, -1.0, -1.0])
 
 
 def rotation(yaw: float, pitch: float, roll: float) -> FloatArray:
-    """Head rotation (3 x 3) with these angles, degrees, in the sense of :func:`datasets_toolkit.head_pose.euler_degrees`."""
+    """Head rotation (3 x 3) with these angles, degrees, in the sense of :func:`datasets_toolkit.faces.head_pose.euler_degrees`."""
     a, b, c = np.radians([yaw, pitch, roll])
     about_y = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
     about_x = np.array([[1, 0, 0], [0, np.cos(b), np.sin(b)], [0, -np.sin(b), np.cos(b)]])

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from datasets_toolkit import face_regions as rings
+from datasets_toolkit.faces import face_regions as rings
 from datasets_toolkit.schema import ByteImage, FloatArray, Region
 from datasets_toolkit.synthetic.geometry import Hits, Part
 from datasets_toolkit.synthetic.person import Look, Person

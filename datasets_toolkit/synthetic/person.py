@@ -1,6 +1,6 @@
 """People made of numbers: the shape of a head, its colours, hair and clothes, all from a seed.
 
-Every head is symmetric in x = 0 and lies in canonical head space: :func:`datasets_toolkit.head_pose.head_pose` gives the identity for
+Every head is symmetric in x = 0 and lies in canonical head space: :func:`datasets_toolkit.faces.head_pose.head_pose` gives the identity for
 its neutral face. Centimetres.
 """
 
@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from datasets_toolkit.head_pose import canonical_face, similarity
+from datasets_toolkit.faces.head_pose import canonical_face, similarity
 from datasets_toolkit.schema import BLENDSHAPES, FloatArray
 from datasets_toolkit.synthetic.expression import BULGING, displacements, moved, neutral_points
 from datasets_toolkit.synthetic.radial import Shell, angles, directions, fit_radius, nodes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from datasets_toolkit import face_regions as rings
+from datasets_toolkit.faces import face_regions as rings
 from datasets_toolkit.schema import FloatArray, Region
 from datasets_toolkit.synthetic.geometry import Hits, Part
 from datasets_toolkit.synthetic.radial import angles

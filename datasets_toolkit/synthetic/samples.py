@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from datasets_toolkit.annotators.audio_features import AudioSlices
-from datasets_toolkit.clip_frames import ClipFrames, ClipNames
+from datasets_toolkit.build.clip_frames import ClipFrames, ClipNames
 from datasets_toolkit.sample import FrameSample
 from datasets_toolkit.schema import HEAD_REGIONS, TrackedClip
 from datasets_toolkit.synthetic.clip import FPS, SyntheticClip

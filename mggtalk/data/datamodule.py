@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 
-from datasets_toolkit.reader import CachedStorage
-from datasets_toolkit.shards import ShardReader
-from datasets_toolkit.storage import Storage
+from datasets_toolkit.shards.reader import CachedStorage
+from datasets_toolkit.shards.shard_reader import ShardReader
+from datasets_toolkit.shards.storage import Storage
 from mggtalk.data.augment import PairTransform
 from mggtalk.data.batches import EveryPair, Share, TrainBatches
 from mggtalk.data.loader import SOURCE_LABELS, TARGET_LABELS, PairLoader, Workers

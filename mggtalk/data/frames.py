@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datasets_toolkit.annotators import FaceCrop
-from datasets_toolkit.portrait import Annotations
+from datasets_toolkit.annotators.portrait import Annotations
 from mggtalk.geometry.face_model import FaceModel
 from mggtalk.geometry.surface import integrate_normals
 from mggtalk.types import Camera, Frame

@@ -12,10 +12,10 @@ from typing import Any, Literal, cast
 import cv2
 from torch.utils.data import DataLoader
 
-from datasets_toolkit.codecs import COLUMNS
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.reader import AddressBook
-from datasets_toolkit.shards import ShardReader
+from datasets_toolkit.shards.codecs import COLUMNS
+from datasets_toolkit.shards.reader import AddressBook
+from datasets_toolkit.shards.shard_reader import ShardReader
 from mggtalk.data.augment import PairTransform
 from mggtalk.data.batches import CursorState, EveryPair, TrainBatches
 from mggtalk.data.buffers import BufferPool, Placed

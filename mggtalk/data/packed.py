@@ -1,6 +1,7 @@
 """Frames as they leave the workers: bytes where the shards hold bytes, so that little is copied; unpacked to Frames on the device.
 
-Letters as in :mod:`datasets_toolkit.head_pose`: p a landmark lifted to unit head depth, [R t] the head pose, s the similarity's scale.
+Letters as in :mod:`datasets_toolkit.faces.head_pose`: p a landmark lifted to unit head depth, [R t] the head pose, s the similarity's
+scale.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import default_collate
 
-from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.faces.head_pose import canonical_face
 from mggtalk.geometry.face_model import FaceModel
 from mggtalk.types import Camera, Frame, Pair, Record, TensorRecord, stack
 
@@ -105,7 +106,8 @@ def head_mesh(landmarks: Float[Tensor, "b 478 3"], camera: Camera) -> Float[Tens
     """The face mesh in canonical head space (cm) that ``camera`` sees exactly at the landmarks: ``(p / s - t) R``.
 
     s is the scale of the similarity that takes the mean face to p with rotation R: with the best R this is Umeyama's
-    (TPAMI 1991, equation 42), as :func:`datasets_toolkit.head_pose.head_pose` computes it, without another singular value decomposition.
+    (TPAMI 1991, equation 42), as :func:`datasets_toolkit.faces.head_pose.head_pose` computes it, without another singular value
+    decomposition.
     """
     face = canonical_face()
     vertices, weights = (landmarks.new_tensor(values) for values in (face.vertices, face.pose_weights))

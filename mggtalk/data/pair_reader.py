@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets_toolkit.codecs import COLUMNS, CodecError, decode_image
 from datasets_toolkit.errors import UserError
-from datasets_toolkit.reader import Address, decode_image_into
 from datasets_toolkit.sample import FrameMeta
-from datasets_toolkit.shards import ShardError
-from datasets_toolkit.storage import Storage
+from datasets_toolkit.shards.codecs import COLUMNS, CodecError, decode_image
+from datasets_toolkit.shards.reader import Address, decode_image_into
+from datasets_toolkit.shards.storage import Storage
+from datasets_toolkit.shards.tars import ShardError
 from mggtalk.data.augment import PairTransform
 from mggtalk.data.batches import Request
 from mggtalk.data.buffers import Array, BlockWriter, Placed, ShapeError, tensors_of

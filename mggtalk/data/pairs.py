@@ -60,7 +60,7 @@ class FrameTable:
         clip: n, number of the clip, ascending.
         person: n, number of the person.
         time: n, seconds.
-        angles: n x 3, yaw, pitch and roll in degrees (:func:`datasets_toolkit.head_pose.euler_degrees`).
+        angles: n x 3, yaw, pitch and roll in degrees (:func:`datasets_toolkit.faces.head_pose.euler_degrees`).
         expression: n x 52 blendshape scores.
     """
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.faces.head_pose import canonical_face
 from datasets_toolkit.schema import BLENDSHAPES, Region
 from mggtalk.data.packed import PackedFrame
 from mggtalk.types import Camera
@@ -124,7 +124,7 @@ def _flipped(picture: Tensor | None) -> Tensor | None:
 
 
 def _resample(picture: Tensor, matrix: FloatArray, size: int, border: int = cv2.BORDER_REPLICATE) -> Tensor:
-    """As :func:`datasets_toolkit.faces.crop_image`: averaged before sampling where it shrinks, cubic where it does not."""
+    """As :func:`datasets_toolkit.faces.detection.crop_image`: averaged before sampling where it shrinks, cubic where it does not."""
     shrink = 1 / matrix[0, 0]
     if shrink <= 1:
         return _warp(picture, matrix, size, cv2.INTER_CUBIC if border == cv2.BORDER_REPLICATE else cv2.INTER_LINEAR, border)

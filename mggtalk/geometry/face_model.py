@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from datasets_toolkit.head_pose import canonical_face
+from datasets_toolkit.faces.head_pose import canonical_face
 
 ASSET = Path(__file__).parents[1] / "assets" / "face_basis.safetensors"
 

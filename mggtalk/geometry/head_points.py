@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from datasets_toolkit import face_regions
+from datasets_toolkit.faces import face_regions
 from datasets_toolkit.schema import Region
 from mggtalk.geometry.binding import Binding, bind
 from mggtalk.geometry.cameras import invert_rigid, pixel_centres, project, unproject

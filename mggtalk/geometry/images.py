@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate, max_pool2d, pad
 
 
 def push_pull(image: Float[Tensor, "*batch c h w"], known: Float[Tensor, "*batch 1 h w"]) -> Float[Tensor, "*batch c h w"]:
@@ -27,13 +27,13 @@ def _pull(image: Tensor, known: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     if min(height, width) <= 1:
         mean = (image * known).sum((-2, -1), keepdim=True) / known.sum((-2, -1), keepdim=True).clamp(min=1e-6)
-        return known * image + (1 - known) * mean
-    even = (0, width % 2, 0, height % 2)
-    weighted = avg_pool2d(pad(image * known, even), 2)
-    weight = avg_pool2d(pad(known, even), 2)
+        return torch.lerp(mean, image, known)
+    odd = (0, width % 2, 0, height % 2)
+    weighted = avg_pool2d(pad(image * known, odd) if any(odd) else image * known, 2)
+    weight = avg_pool2d(pad(known, odd) if any(odd) else known, 2)
     coarse = _pull(weighted / weight.clamp(min=1e-6), (2 * weight).clamp(max=1))
     finer = interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)[..., :height, :width]
-    return known * image + (1 - known) * finer
+    return torch.lerp(finer, image, known)
 
 
 def sample(image: Float[Tensor, "*batch c h w"], pixels: Float[Tensor, "*batch n 2"]) -> Float[Tensor, "*batch n c"]:
@@ -67,5 +67,19 @@ def shift(image: Float[Tensor, "b c h w"], pixels: Float[Tensor, "b 2"]) -> Floa
 
 def dilate(mask: Float[Tensor, "*batch 1 h w"], radius: int) -> Float[Tensor, "*batch 1 h w"]:
     """Grey dilation by a square of side ``2 radius + 1``."""
-    flat = mask.reshape(-1, *mask.shape[-3:])
-    return torch.nn.functional.max_pool2d(flat, 2 * radius + 1, stride=1, padding=radius).reshape(mask.shape)
+    if mask.device.type != "cpu":
+        flat = mask.reshape(-1, *mask.shape[-3:])
+        return max_pool2d(flat, 2 * radius + 1, stride=1, padding=radius).reshape(mask.shape)
+    for dim in (-2, -1):
+        edge = (radius, radius) if dim == -1 else (0, 0, radius, radius)
+        mask = _windows(pad(mask, edge, value=-torch.inf), 2 * radius + 1, dim)
+    return mask
+
+
+def _windows(image: Tensor, size: int, dim: int) -> Tensor:
+    """The largest of ``size`` neighbours along ``dim``: of windows of doubling length, which vectorises where pooling does not."""
+    count, length = image.shape[dim] - size + 1, 1
+    while 2 * length <= size:
+        image = torch.maximum(image.narrow(dim, 0, image.shape[dim] - length), image.narrow(dim, length, image.shape[dim] - length))
+        length *= 2
+    return torch.maximum(image.narrow(dim, 0, count), image.narrow(dim, size - length, count))

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datasets_toolkit import face_regions
+from datasets_toolkit.faces import face_regions
 from datasets_toolkit.schema import BLENDSHAPES, Region
 from mggtalk.geometry.cameras import project
 from mggtalk.geometry.head_points import CHILD_STEPS, JAW

@@ -1,7 +1,7 @@
-"""Metrics: pure functions, one value for each image or frame; means over frames and clips are the caller's."""
+"""Metrics: pure functions, one value for each image or frame (here), and their means over a data set (:mod:`mggtalk.metrics.states`)."""
 
 from __future__ import annotations
 
-from mggtalk.metrics.functional import aed, akd, apd, jitter, psnr, ssim
+from mggtalk.metrics.functional import aed, akd, apd, csim, jitter, psnr, ssim
 
-__all__ = ["aed", "akd", "apd", "jitter", "psnr", "ssim"]
+__all__ = ["aed", "akd", "apd", "csim", "jitter", "psnr", "ssim"]

@@ -11,9 +11,9 @@ Images are floats in [0, 1]; integers are refused, for the squared difference of
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, cosine_similarity
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
@@ -99,8 +99,23 @@ def apd(pose: Float[Tensor, "b 3"], target: Float[Tensor, "b 3"]) -> Float[Tenso
     return (torch.remainder(pose - target + 180, 360) - 180).abs().mean(-1)
 
 
-def jitter(landmarks: Float[Tensor, "t n 2"]) -> Float[Tensor, ""]:
+def csim(embedding: Float[Tensor, "b k"], target: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
+    """Cosine similarity of the embeddings of each pair of faces; NaN where one is 0 and so has no direction.
+
+    Raises:
+        ValueError: shapes or dtypes differ, or values are no floats.
+    """
+    _check(embedding, target, 2)
+    known = (embedding != 0).any(-1) & (target != 0).any(-1)
+    return torch.where(known, cosine_similarity(embedding, target, dim=-1, eps=0), torch.nan)
+
+
+def jitter(landmarks: Float[Tensor, "t n 2"], found: Bool[Tensor, " t"] | None = None) -> Float[Tensor, ""]:
     """Mean length of the second difference over time of landmarks (pixels) of consecutive frames; 0 for any uniform motion.
+
+    Args:
+        landmarks: of all frames of a clip.
+        found: frames that show the face; differences that touch another one do not count. NaN if no three found frames are consecutive.
 
     Raises:
         ValueError: fewer than three frames, or values are no floats.
@@ -108,7 +123,8 @@ def jitter(landmarks: Float[Tensor, "t n 2"]) -> Float[Tensor, ""]:
     _check(landmarks, landmarks, 3)
     if len(landmarks) < 3:
         raise ValueError(f"jitter needs at least 3 consecutive frames, got {len(landmarks)}")
-    return landmarks.diff(n=2, dim=0).norm(dim=-1).mean()
+    lengths = landmarks.diff(n=2, dim=0).norm(dim=-1)
+    return (lengths if found is None else lengths[found[2:] & found[1:-1] & found[:-2]]).mean()
 
 
 def _blur(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h-10 w-10"]:

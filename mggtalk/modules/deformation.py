@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mggtalk.geometry.face_model import FaceModel
-from mggtalk.modules.layers import fourier, fourier_size, mlp
+from mggtalk.modules.layers import MLP, fourier, fourier_size
 from mggtalk.types import PointCloud
 
 STRETCH = 5.0
@@ -56,15 +56,20 @@ class DeformationNetwork(nn.Module):
         super().__init__()
         self.face_model, self.octaves, self.limit = face_model, octaves, limit
         self.expression = nn.Linear(face_model.expression_size, 32)
-        self.body = mlp(fourier_size(octaves) + 32, width, 3)
+        self.body = MLP((fourier_size(octaves), 32), width, 3)
 
-    def forward(self, cloud: PointCloud, target: Float[Tensor, "b e"], source: Float[Tensor, "b e"]) -> Deformed:
-        """The cloud of the ``source`` expression under the ``target`` expression."""
+    def forward(
+        self, cloud: PointCloud, target: Float[Tensor, "b e"], source: Float[Tensor, "b e"], places: Float[Tensor, "b n w"] | None = None
+    ) -> Deformed:
+        """The cloud of the ``source`` expression under the ``target`` expression; ``places`` may be kept from :meth:`places`."""
         base = skin(cloud, self.face_model.displacement(target - source))
-        correction = self._correction(cloud, target) - self._correction(cloud, source)
+        places = self.places(cloud) if places is None else places
+        correction = self._correction(places, target) - self._correction(places, source)
         return Deformed(base.positions + cloud.weights.sum(-1, keepdim=True) * correction, base.tangents)
 
-    def _correction(self, cloud: PointCloud, expression: Tensor) -> Tensor:
-        code = self.expression(expression)[:, None].expand(-1, cloud.positions.shape[1], -1)
-        inputs = torch.cat([fourier(cloud.positions, self.octaves), code], -1)
-        return self.limit * torch.tanh(self.body(inputs))
+    def places(self, cloud: PointCloud) -> Float[Tensor, "b n w"]:
+        """What the network sees of the points themselves, whatever the expressions."""
+        return self.body.lasting(fourier(cloud.positions, self.octaves))
+
+    def _correction(self, places: Tensor, expression: Tensor) -> Tensor:
+        return self.limit * torch.tanh(self.body(places, self.expression(expression)[:, None]))

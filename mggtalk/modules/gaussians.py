@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from mggtalk.geometry.cameras import matrix_to_quaternion, multiply_quaternions
 from mggtalk.geometry.head_points import CHILD_STEPS
 from mggtalk.modules.deformation import Deformed
-from mggtalk.modules.layers import fourier, fourier_size, mlp
+from mggtalk.modules.layers import MLP, fourier, fourier_size
 from mggtalk.types import Gaussians
 
 SPREAD = 0.5
@@ -86,12 +86,12 @@ class GaussianDecoder(nn.Module):
     def __init__(self, channels: int = 32, extra: int = 0, width: int = 96, octaves: int = 4) -> None:
         super().__init__()
         self.octaves = octaves
-        self.body = mlp(channels + extra + fourier_size(octaves), width, CORRECTIONS)
+        self.body = MLP((channels, fourier_size(octaves) + extra), width, CORRECTIONS)
 
-    def forward(self, base: Gaussians, features: Float[Tensor, "b n c"], counterpart: Float[Tensor, "b n x"] | None = None) -> Gaussians:
-        """The Gaussians of the points of ``base``."""
-        inputs = [features, fourier(base.means, self.octaves)]
-        return corrected(base, self.body(torch.cat(inputs if counterpart is None else [*inputs, counterpart], -1)))
+    def forward(self, base: Gaussians, features: Float[Tensor, "b n w"], counterpart: Float[Tensor, "b n x"] | None = None) -> Gaussians:
+        """The Gaussians of the points of ``base``; ``features`` as :meth:`lasting` of the body makes them of identity features."""
+        places = fourier(base.means, self.octaves)
+        return corrected(base, self.body(features, places if counterpart is None else torch.cat([places, counterpart], -1)))
 
 
 class Densifier(nn.Module):

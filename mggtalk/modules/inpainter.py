@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mggtalk.geometry.images import dilate, push_pull
-from mggtalk.modules.layers import UNet, ZeroConv
+from mggtalk.modules.layers import UNet, ZeroConv, unfold
 
 
 def classical_fill(
@@ -42,13 +42,14 @@ class Inpainter(nn.Module):
     Args:
         widths: channels of the UNet's levels.
         margin: pixels around the hidden region that may change as well.
+        fold: pixels a side that the UNet takes as one.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64), margin: int = 3) -> None:
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96), margin: int = 3, fold: int = 4) -> None:
         super().__init__()
-        self.margin = margin
-        self.unet = UNet(4, widths)
-        self.head = ZeroConv(widths[0], 3)
+        self.margin, self.fold = margin, fold
+        self.unet = UNet(4, widths, fold)
+        self.head = ZeroConv(widths[0], 3 * fold**2)
 
     def forward(self, filled: Float[Tensor, "b 3 h w"], hidden: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 3 h w"]:
         """The image without what hides it.
@@ -58,5 +59,6 @@ class Inpainter(nn.Module):
             hidden: 1 where the head, or the whole person, hides what is behind.
         """
         where = dilate(hidden, self.margin)
-        correction = self.head(self.unet(torch.cat([filled * 2 - 1, hidden], 1)))
+        features = self.head(self.unet(torch.cat([filled * 2 - 1, hidden], 1)))
+        correction = unfold(features, self.fold, (hidden.shape[-2], hidden.shape[-1]))
         return (filled + where * torch.tanh(correction)).clamp(0, 1)

@@ -8,7 +8,7 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, linear, pad, pixel_shuffle, pixel_unshuffle
 
 
 class ZeroLinear(nn.Linear):
@@ -33,12 +33,31 @@ class ZeroConv(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
 
-def mlp(inputs: int, width: int, outputs: int, depth: int = 2) -> nn.Sequential:
-    """``depth`` hidden layers with SiLU and an output that starts at zero."""
-    layers: list[nn.Module] = []
-    for index in range(depth):
-        layers += [nn.Linear(inputs if index == 0 else width, width), nn.SiLU()]
-    return nn.Sequential(*layers, ZeroLinear(width, outputs))
+class MLP(nn.Sequential):
+    """Two hidden layers with SiLU and an output that starts at zero, of an input in two parts: one that lasts and one that changes.
+
+    What the first layer makes of the part that lasts, :meth:`lasting`, can be kept while the other part changes.
+
+    Args:
+        inputs: length of the lasting part, then of the changing one.
+        width: of the hidden layers.
+        outputs: length of the output.
+    """
+
+    def __init__(self, inputs: tuple[int, int], width: int, outputs: int) -> None:
+        super().__init__(nn.Linear(sum(inputs), width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), ZeroLinear(width, outputs))
+        self.inputs = inputs
+
+    def lasting(self, values: Float[Tensor, "b n i"]) -> Float[Tensor, "b n w"]:
+        """What the first layer makes of the lasting part."""
+        return linear(values, self[0].weight[:, : self.inputs[0]], self[0].bias)
+
+    def forward(self, lasting: Float[Tensor, "b n w"], changing: Float[Tensor, "b m j"]) -> Float[Tensor, "b n o"]:
+        """The output; the changing part may be the same for all points (m = 1)."""
+        hidden = lasting + linear(changing, self[0].weight[:, self.inputs[0] :])
+        for layer in self[1:]:
+            hidden = layer(hidden)
+        return hidden
 
 
 def fourier_size(octaves: int) -> int:
@@ -54,6 +73,19 @@ def fourier(positions: Float[Tensor, "*n 3"], octaves: int, extent: float = 15.0
     return torch.cat([scaled, angles.sin(), angles.cos()], -1)
 
 
+class Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution, computed as the product of matrices that it is: on a CPU PyTorch would copy the image out first."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, image: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
+        """As :meth:`torch.nn.Conv2d.forward`."""
+        if image.device.type != "cpu":
+            return super().forward(image)
+        return linear(image.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
+
+
 class Block(nn.Module):
     """Two 3 x 3 convolutions with group normalisation and a residual connection."""
 
@@ -66,7 +98,7 @@ class Block(nn.Module):
             nn.Conv2d(outputs, outputs, 3, padding=1),
             nn.GroupNorm(math.gcd(8, outputs), outputs),
         )
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = Pointwise(inputs, outputs) if inputs != outputs else nn.Identity()
 
     def forward(self, image: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
         """Features of the same size."""
@@ -74,24 +106,30 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """A small UNet (Ronneberger et al., 2015) on images whose sides are multiples of ``2 ** (len(widths) - 1)``.
+    """A small UNet (Ronneberger et al., 2015) on images of any size, on blocks of pixels.
+
+    What a convolution costs grows with the pixels, what it can say with the channels: ``fold`` x ``fold`` pixels become the channels of one,
+    so that few wide levels do the work of many narrow ones. :func:`unfold` turns features into pixels again.
 
     Args:
         inputs: channels of the image.
         widths: channels of each level, finest first.
+        fold: pixels a side that become one.
     """
 
-    def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
+    def __init__(self, inputs: int, widths: tuple[int, ...], fold: int = 1) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(inputs, widths[0], 3, padding=1)
+        self.fold = fold
+        self.stem = nn.Conv2d(inputs * fold**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList(Block(a, a) for a in widths[:-1])
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
         self.middle = Block(widths[-1], widths[-1])
         self.up = nn.ModuleList(Block(b + a, a) for a, b in itertools.pairwise(widths))
 
-    def forward(self, image: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
-        """Features with ``widths[0]`` channels, of the image's size."""
-        features = self.stem(image)
+    def forward(self, image: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o hf wf"]:
+        """Features with ``widths[0]`` channels, one for each block of ``fold`` x ``fold`` pixels, begun ones included."""
+        height, width = (-(-side // self.fold) for side in image.shape[-2:])
+        features = self.stem(self._folded(image))
         kept = []
         for block, shrink in zip(self.down, self.shrink, strict=True):
             features = block(features)
@@ -100,4 +138,17 @@ class UNet(nn.Module):
         features = self.middle(features)
         for block in reversed(self.up):
             features = block(torch.cat([interpolate(features, scale_factor=2, mode="nearest"), kept.pop()], 1))
-        return features
+        return features[..., :height, :width]
+
+    def _folded(self, image: Tensor) -> Tensor:
+        """Blocks as channels, the edge repeated until every level has whole pixels; in the order of memory that CPU kernels are fast in."""
+        multiple = self.fold * 2 ** len(self.shrink)
+        below, right = (-side % multiple for side in image.shape[-2:])
+        whole = pad(image, (0, right, 0, below), mode="replicate") if below or right else image
+        folded = pixel_unshuffle(whole, self.fold)
+        return folded.contiguous(memory_format=torch.channels_last) if image.device.type == "cpu" else folded
+
+
+def unfold(features: Float[Tensor, "b i h w"], fold: int, size: tuple[int, int]) -> Float[Tensor, "b o {size[0]} {size[1]}"]:
+    """Pixels from the channels of blocks of ``fold`` x ``fold``, cut to ``size`` (height, width)."""
+    return pixel_shuffle(features, fold)[..., : size[0], : size[1]].contiguous()

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mggtalk.modules.layers import UNet, ZeroConv
+from mggtalk.modules.layers import UNet, ZeroConv, unfold
 from mggtalk.types import Frame
 
 
@@ -16,17 +16,19 @@ class GeometryRefiner(nn.Module):
     Args:
         widths: channels of the UNet's levels.
         limit: largest offset, cm: the base depth is right to a few millimetres on the face and to centimetres on hair.
+        fold: pixels a side that the UNet takes as one.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64), limit: float = 3.0) -> None:
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96), limit: float = 3.0, fold: int = 4) -> None:
         super().__init__()
-        self.limit = limit
-        self.unet = UNet(8, widths)
-        self.head = ZeroConv(widths[0], 1)
+        self.limit, self.fold = limit, fold
+        self.unet = UNet(8, widths, fold)
+        self.head = ZeroConv(widths[0], fold**2)
 
     def forward(self, frame: Frame, head: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
         """Corrected depth (cm); 0 outside the head, as the depth it corrects."""
         middle = frame.camera.head_to_camera[..., 2, 3][:, None, None, None]
         relative = (frame.depth - middle) / 10 * head
         features = self.unet(torch.cat([frame.image * 2 - 1, relative, frame.normals, head], 1))
-        return frame.depth + self.limit * torch.tanh(self.head(features)) * (frame.depth > 0)
+        offset = unfold(self.head(features), self.fold, (head.shape[-2], head.shape[-1]))
+        return frame.depth + self.limit * torch.tanh(offset) * (frame.depth > 0)

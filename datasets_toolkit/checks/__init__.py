@@ -1,0 +1,1 @@
+"""``verify``: every promise of a data set, tested."""

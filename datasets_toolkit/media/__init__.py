@@ -1,0 +1,1 @@
+"""Pictures, videos and sound: read with their true times, written whole."""

@@ -1,0 +1,187 @@
+"""For every mean of a per-image metric six made inputs, and its six values by another implementation: what the contract is run on.
+
+A new subclass of PerImageMetric joins the contract by an entry in :data:`EXAMPLES`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.spatial.distance import cosine
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor, nn
+
+from mggtalk.metrics.states import AED, AKD, APD, CSIM, LPIPS, PSNR, PSNR_LIMIT, SSIM, FoundShare, Jitter, PerImageMetric
+
+COUNT = 6
+Rows = Sequence[int]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A metric and six inputs.
+
+    Attributes:
+        make: a fresh metric.
+        inputs: arguments of ``update``, six rows each.
+        values: what each row is worth.
+        clips: whether a row is a clip, which is given alone, and filled up with frames that are not found.
+        spoilable: whether an input can be NaN.
+    """
+
+    make: Callable[[], PerImageMetric]
+    inputs: dict[str, Tensor]
+    values: FloatArray
+    clips: bool = False
+    spoilable: bool = True
+
+    def feed(self, metric: PerImageMetric, rows: Rows, padding: int = 0) -> None:
+        """Update with one batch of rows, filled up with rubbish that is marked as such."""
+        batch = {name: values[list(rows)] for name, values in self.inputs.items()}
+        if self.clips:
+            for clip in batch["landmarks"]:
+                found = torch.arange(len(clip) + padding) < len(clip)
+                metric.update(torch.cat([clip, torch.full_like(clip[:1], torch.nan).expand(padding, -1, -1)]), found)
+            return
+        if padding:
+            batch = {name: torch.cat([values, rubbish(values[:1]).expand(padding, *values.shape[1:])]) for name, values in batch.items()}
+            batch["valid"] = torch.arange(len(rows) + padding) < len(rows)
+        metric.update(**batch)
+
+
+def rubbish(values: Tensor) -> Tensor:
+    """NaN, which no mean survives; an empty mask; no face."""
+    return torch.full_like(values, torch.nan) if values.is_floating_point() else torch.zeros_like(values)
+
+
+def uniform(seed: int, *shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures() -> dict[str, Tensor]:
+    """Six pairs, the worse the later; the first are equal."""
+    image = uniform(0, COUNT, 3, 24, 20)
+    noise = torch.arange(COUNT)[:, None, None, None] * 0.1 * (uniform(1, *image.shape) - 0.5)
+    return {"image": image, "target": (image + noise).clamp(0, 1)}
+
+
+def masked_pictures() -> dict[str, Tensor]:
+    mask = uniform(2, COUNT, 1, 24, 20) * (torch.arange(24) > 8)[:, None]
+    return {**pictures(), "mask": mask}
+
+
+def pairs(inputs: dict[str, Tensor]) -> list[tuple[FloatArray, ...]]:
+    return [tuple(values[row].double().numpy() for values in inputs.values()) for row in range(COUNT)]
+
+
+def outside_psnr(image: FloatArray, target: FloatArray, mask: FloatArray | None = None) -> float:
+    with np.errstate(divide="ignore"):
+        if mask is None:
+            return min(float(peak_signal_noise_ratio(target, image, data_range=1)), PSNR_LIMIT)
+        error = np.average((image - target) ** 2, weights=np.broadcast_to(mask, image.shape))
+        return min(float(-10 * np.log10(error)), PSNR_LIMIT)
+
+
+def outside_ssim(image: FloatArray, target: FloatArray, mask: FloatArray | None = None) -> float:
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "channel_axis": 0, "data_range": 1.0}
+    _, whole = structural_similarity(image, target, full=True, **options)
+    weights = np.ones_like(image) if mask is None else np.broadcast_to(mask, image.shape)
+    return float(np.average(whole[:, 5:-5, 5:-5], weights=weights[:, 5:-5, 5:-5]))
+
+
+class Mixed(nn.Module):
+    """A made distance and a made embedder: differences and means of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixing = nn.Parameter(uniform(3, 4, 3, 1, 1))
+
+    def embed(self, image: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(image, self.mixing).square().mean((2, 3))
+
+    def forward(self, image: Tensor, target: Tensor) -> Tensor:
+        return (self.embed(image) - self.embed(target)).abs().mean(1)
+
+
+def mixed(image: FloatArray) -> FloatArray:
+    mixing = uniform(3, 4, 3, 1, 1)[..., 0, 0].double().numpy()
+    return (np.einsum("ck,khw->chw", mixing, image) ** 2).mean((1, 2))
+
+
+def of(metric: Callable[[], PerImageMetric], inputs: dict[str, Tensor], outside: Callable[..., float], **options: bool) -> Example:
+    return Example(make=metric, inputs=inputs, values=np.array([outside(*row) for row in pairs(inputs)]), **options)
+
+
+def two(seed: int, *shape: int, names: Sequence[str], scale: float = 1.0) -> dict[str, Tensor]:
+    return {name: scale * uniform(seed + step, COUNT, *shape) for step, name in enumerate(names)}
+
+
+def outside_apd(pose: FloatArray, target: FloatArray) -> float:
+    return float(np.degrees(np.abs(np.angle(np.exp(1j * np.radians(pose - target)))).mean()))
+
+
+def outside_jitter(landmarks: FloatArray) -> float:
+    return float(np.hypot(*np.moveaxis(landmarks[2:] - 2 * landmarks[1:-1] + landmarks[:-2], -1, 0)).mean())
+
+
+def found_share() -> Example:
+    found = torch.tensor([True, True, False, True, False, True])
+    return Example(make=FoundShare, inputs={"found": found}, values=found.double().numpy(), spoilable=False)
+
+
+EXAMPLES: dict[type[PerImageMetric], list[Callable[[], Example]]] = {
+    PSNR: [lambda: of(PSNR, pictures(), outside_psnr), lambda: of(PSNR, masked_pictures(), outside_psnr)],
+    SSIM: [lambda: of(SSIM, pictures(), outside_ssim), lambda: of(SSIM, masked_pictures(), outside_ssim)],
+    LPIPS: [lambda: of(lambda: LPIPS(Mixed()), pictures(), lambda a, b: np.abs(mixed(a) - mixed(b)).mean())],
+    CSIM: [
+        lambda: of(CSIM, two(10, 16, names=("image", "target")), lambda a, b: 1 - cosine(a, b)),
+        lambda: of(lambda: CSIM(Mixed().embed), pictures(), lambda a, b: 1 - cosine(mixed(a), mixed(b))),
+    ],
+    AKD: [lambda: of(AKD, two(20, 9, 2, names=("landmarks", "target"), scale=512), lambda a, b: np.hypot(*(a - b).T).mean())],
+    AED: [lambda: of(AED, two(30, 84, names=("expression", "target")), lambda a, b: np.abs(a - b).mean())],
+    APD: [lambda: of(APD, two(40, 3, names=("pose", "target"), scale=720), outside_apd)],
+    FoundShare: [found_share],
+    Jitter: [lambda: of(Jitter, two(50, 7, 9, 2, names=("landmarks",), scale=512), outside_jitter, clips=True)],
+}
+
+
+def members(kind: type[PerImageMetric] = PerImageMetric) -> list[type[PerImageMetric]]:
+    """Every class of the package that can be made, however deep below."""
+    below = [member for child in kind.__subclasses__() for member in members(child)]
+    own = [] if inspect.isabstract(kind) or not kind.__module__.startswith("mggtalk.") else [kind]
+    return sorted({*own, *below}, key=lambda member: member.__name__)
+
+
+def named_examples() -> dict[str, Example]:
+    return {f"{kind.__name__}-{number}": make() for kind in members() for number, make in enumerate(EXAMPLES.get(kind, []))}
+
+
+def rank_part(rank: int, meeting: str, folder: str) -> None:
+    """One of two processes: rank 0 is given rows 0 to 3, one of them spoilt, rank 1 the others in two batches, one filled up."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    told = {}
+    for name, example in named_examples().items():
+        metric = example.make()
+        for rows, padding in (([0, 1, 2, 3], 0),) if rank == 0 else (([4], 3), ([5], 0)):
+            example.feed(metric, rows, padding)
+        if example.spoilable and rank == 0:
+            example.feed(spoilt_metric := metric, [0]) if False else feed_spoilt(example, spoilt_metric := metric)
+        alone = metric.dropped
+        told[name] = [metric.compute().item(), alone, metric.dropped]
+    torch.distributed.destroy_process_group()
+    Path(folder, f"{rank}.json").write_text(json.dumps(told))
+
+
+def feed_spoilt(example: Example, metric: PerImageMetric) -> None:
+    """One more row, which is NaN."""
+    spoilt = {name: rubbish(values[:1]) for name, values in example.inputs.items()}
+    metric.update(**{name: values[0] for name, values in spoilt.items()} if example.clips else spoilt)
