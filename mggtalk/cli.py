@@ -1,4 +1,4 @@
-"""``mggtalk``: make a portrait talk, and track the motion of a video."""
+"""``mggtalk``: make a portrait talk, track the motion of a video, train and measure models."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mggtalk")
 MOTION_SUFFIXES = (".safetensors", ".csv")
+TRAINING = {
+    "fit": "train a stage of an experiment (--config experiments/NAME.yaml; see docs/training.md)",
+    "validate": "measure a checkpoint on the validation pairs of an experiment",
+    "test": "measure a checkpoint on the test pairs of an experiment",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,9 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_animate(commands.add_parser("animate", help="animate a portrait with a driving video or a motion file"))
     _add_track(commands.add_parser("track", help="write the motion of a video to a file"))
-    parsed = parser.parse_args(arguments)
+    _add_export(commands.add_parser("export", help="write the model of a checkpoint as a folder that animates portraits"))
+    for name, text in TRAINING.items():
+        commands.add_parser(name, help=text, add_help=False)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     _show_notes()
+    if words[:1] and words[0] in TRAINING:  # its arguments are those of the classes it builds
+        return run(_train, argparse.Namespace(words=words))
+    parsed = parser.parse_args(words)
     return run(parsed.function, parsed)
+
+
+def _train(parsed: argparse.Namespace) -> None:
+    try:
+        from mggtalk.training import main as train
+    except ModuleNotFoundError as error:
+        raise UserError(f"training needs the package {error.name}; install it with: pip install 'mggtalk[train]'") from error
+    train(parsed.words)
 
 
 def _show_notes() -> None:
@@ -59,13 +78,28 @@ def _add_track(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(function=_track)
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of `mggtalk fit` (.ckpt)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write, or a single .safetensors file")
+    parser.set_defaults(function=_export)
+
+
+def _export(parsed: argparse.Namespace) -> None:
+    from mggtalk.checkpoints import export_checkpoint
+
+    export_checkpoint(parsed.checkpoint, parsed.output)
+    print(parsed.output)
+
+
 def _add_animate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="portrait (image file)")
     driver = parser.add_mutually_exclusive_group(required=True)
     driver.add_argument("--driving", type=Path, help="video whose face drives the portrait")
     driver.add_argument("--motion", type=Path, help="motion file of `mggtalk track`, or an ARKit blendshape CSV")
     parser.add_argument("--output", type=Path, required=True, help="video to write (.mp4, .mov or .mkv)")
-    parser.add_argument("--model", type=Path, help="folder of a model (default: the untrained bases that ship with the project)")
+    parser.add_argument(
+        "--model", help="exported model: folder, .safetensors file, or OWNER/NAME on the hub (default: the untrained bases of the project)"
+    )
     parser.add_argument("--size", type=int, default=256, help="pixels a side of the rendered crop (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default %(default)s)")
     parser.add_argument(

@@ -1,4 +1,7 @@
-"""Models as files: a folder with ``config.yaml`` (classes and constructor arguments) and ``model.safetensors``. No pickle, no code.
+"""Models as files, without pickle and without code.
+
+A model is a folder with ``config.yaml`` (classes and constructor arguments) and ``model.safetensors``, or one safetensors file that holds
+its config as metadata.
 
 A config whose ``weights`` is null is a model without training: its networks leave the bases as they are.
 """
@@ -7,12 +10,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
+import os
+import re
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from datasets_toolkit.errors import UserError
@@ -25,24 +31,38 @@ BASES = Path(__file__).parent / "assets" / "mggtalk-bases"
 """The model that ships with the project."""
 
 
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+
+
 class ModelError(UserError):
     """A model folder cannot be read."""
 
 
-def load_model(folder: Path = BASES) -> MGGTalk:
-    """Build the model of a folder, in evaluation mode, on the CPU.
+def load_model(source: str | Path = BASES) -> MGGTalk:
+    """Build a model, in evaluation mode, on the CPU.
+
+    Args:
+        source: folder of an exported model, a single ``.safetensors`` file, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` of a repository on
+            the Hugging Face hub that holds such a folder. What exists on disk has precedence.
 
     Raises:
-        ModelError: files are missing, damaged, of another format or version, or weights and config disagree.
+        ModelError: files are missing, damaged, of another format or version, or weights and config disagree; or the hub is not reached.
     """
-    config = _read_config(folder / "config.yaml")
-    model = build_model(config["model"], folder / "config.yaml")
+    path = Path(source)
+    if not path.exists() and HUB_NAME.fullmatch(str(source)):
+        path = _from_hub(str(source))
+    if path.suffix == ".ckpt":
+        raise ModelError(f"{path}: a checkpoint of training; export its model first: mggtalk export {path} -o FOLDER")
+    file = path if path.suffix == ".safetensors" else path / "model.safetensors"
+    described = file if path.suffix == ".safetensors" else path / "config.yaml"
+    config = _checked(_metadata(file) if described is file else _read_config(described), described)
+    model = build_model(config["model"], described)
     if config["weights"] is not None:
-        _load_weights(model, folder / "model.safetensors")
+        _load_weights(model, file)
     return model.eval()
 
 
-def build_model(config: dict[str, Any], path: Path) -> MGGTalk:
+def build_model(config: Any, path: Path) -> MGGTalk:
     """The model that ``class_path`` / ``init_args`` nodes describe, with its first weights.
 
     Args:
@@ -60,28 +80,59 @@ def build_model(config: dict[str, Any], path: Path) -> MGGTalk:
     return model
 
 
-def save_model(model: MGGTalk, config: dict[str, Any], folder: Path) -> None:
+def save_model(model: MGGTalk, config: dict[str, Any], output: Path) -> None:
     """Write a model that :func:`load_model` reads back.
 
     Args:
         model: whose weights are written.
         config: ``class_path`` and ``init_args`` of the model, nested, as :func:`load_model` builds them.
-        folder: created if missing; each file appears whole.
+        output: a folder, created if missing, or a file that ends in .safetensors; each file appears whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_whole(folder / "model.safetensors", save(weights))
-    text = yaml.safe_dump({"format": FORMAT, "version": VERSION, "weights": "model.safetensors", "model": config}, sort_keys=False)
-    write_whole(folder / "config.yaml", text.encode())
+    described = {"format": FORMAT, "version": VERSION, "weights": "model.safetensors", "model": config}
+    if output.suffix == ".safetensors":
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(output, save(weights, metadata={FORMAT: json.dumps(described)}))
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / "model.safetensors", save(weights))
+    write_whole(output / "config.yaml", yaml.safe_dump(described, sort_keys=False).encode())
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _from_hub(name: str) -> Path:
+    """The folder of a model on the hub, fetched now or before."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    repository, _, revision = name.partition("@")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError:
+        raise ModelError(f"{name}: there is no such folder; for a model on the hub: pip install huggingface_hub") from None
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=["config.yaml", "model.safetensors"]))
+    except Exception as error:  # whatever the network and the hub come up with
+        raise ModelError(f"{name}: there is no such folder, and the hub does not give it: {' '.join(str(error).split())[:200]}") from error
+
+
+def _metadata(path: Path) -> Any:
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get(FORMAT, "null"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not a safetensors file of a model ({error})") from error
+
+
+def _read_config(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; give the folder of a model, with config.yaml and model.safetensors") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read ({error})") from error
+
+
+def _checked(config: Any, path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != FORMAT or not {"version", "weights", "model"} <= config.keys():
         raise ModelError(f"{path}: not the config of a model (format, version, weights and model are needed)")
     if config["version"] != VERSION:

@@ -21,7 +21,7 @@ zero-initialised correction of a base value, so that the untrained model already
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -37,7 +37,7 @@ from mggtalk.geometry.layers import Layers, one_of, take_apart
 from mggtalk.geometry.neck import PIVOT, bend, torso_camera
 from mggtalk.geometry.surface import normals_from_depth
 from mggtalk.geometry.symmetry import hidden_behind, mirror_cloud, voxel_filter
-from mggtalk.modules.deformation import DeformationNetwork, Deformed
+from mggtalk.modules.deformation import DeformationNetwork, Deformed, Still
 from mggtalk.modules.gaussians import Densifier, GaussianDecoder, base_gaussians, parameters
 from mggtalk.modules.identity import IdentityEncoder
 from mggtalk.modules.inpainter import Inpainter, classical_fill
@@ -48,6 +48,17 @@ from mggtalk.types import Camera, Frame, Gaussians, HeadPoints, Identity, Pair, 
 STILL = 3.0 / 256
 """How far (in widths of the image, root mean square over the face's rim) a head may move before what lies behind it is the fill."""
 EYES_AND_MOUTH = (Region.LEFT_EYE, Region.RIGHT_EYE, Region.MOUTH)
+
+
+class Prepared(NamedTuple):
+    """What of an identity's Gaussians stays the same from frame to frame: all its points, and what first layers make of them."""
+
+    points: PointCloud  # visible, then mirrored
+    features: Float[Tensor, "b n c"]
+    still: Still
+    visible: Float[Tensor, "b v w"]
+    mirrored: Float[Tensor, "b m w"]
+    parents: Float[Tensor, "b n w"]
 
 
 class MGGTalk(nn.Module):
@@ -128,9 +139,9 @@ class MGGTalk(nn.Module):
         visible = visible_points(frame, layers, surface, self.deformation.face_model, self.capacity)
         visible = self.sharpened(visible, frame, backdrop)
         mirrored = mirror_cloud(visible, self.deformation.face_model.mirror)
-        keep = voxel_filter(mirrored.positions, _mirrors(visible, frame), visible.positions, visible.mask, self.voxel_size)
         rim = dilate((~surface.mask).to(surface.depth), max(surface.mask.shape[-1] // 96, 1)) > 0  # there footprints would stick out
-        keep &= hidden_behind(mirrored.positions, replace(surface, mask=surface.mask & ~rim), frame.camera, self.margin)
+        hidden = hidden_behind(mirrored.positions, replace(surface, mask=surface.mask & ~rim), frame.camera, self.margin)
+        keep = voxel_filter(mirrored.positions, hidden & _mirrors(visible, frame), visible.positions, visible.mask, self.voxel_size)
         order = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, : max(int(keep.sum(1).max()), 1)]
         mirrored = _select(replace(mirrored, mask=keep), order)
         return HeadPoints(visible=cat([visible, inner_points(frame)], dim=1), mirrored=mirrored, counterpart=order)
@@ -143,14 +154,15 @@ class MGGTalk(nn.Module):
         the colours (Landweber's iteration on a rendering that is linear in them).
         """
         size = (frame.image.shape[-2], frame.image.shape[-1])
-        deformed = Deformed(cloud.positions, cloud.tangents)
+        parents = _base(Deformed(cloud.positions, cloud.tangents), cloud)
+        children = self.densifier.split(parents, parents, cloud.tangents, cloud.child_colour, cloud.child_opacity)
+        pixels = project(children.means, frame.camera)[0]
         for _ in range(self.sharpening):
-            parents = _base(deformed, cloud)
-            children = self.densifier.split(parents, parents, cloud.tangents, cloud.child_colour, cloud.child_opacity)
             missed = frame.image - self.renderer(children, frame.camera, size, backdrop).image
-            added = sample(missed, project(children.means, frame.camera)[0]).unflatten(1, (-1, self.densifier.count))
+            added = sample(missed, pixels).unflatten(1, (-1, self.densifier.count))
             added = added * (cloud.child_opacity > 0.5)[..., None]
             cloud = replace(cloud, child_colour=cloud.child_colour + added, colour=cloud.colour + added.mean(-2))
+            children = replace(children, features=cloud.child_colour.flatten(1, 2))
         return cloud
 
     def inpaint(self, frame: Frame, layers: Layers) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,29 +192,42 @@ class MGGTalk(nn.Module):
         moved = project(rim, camera)[0] - project(rim, identity.camera)[0]
         return torch.exp(-moved.square().sum(-1).mean(-1) / (STILL * identity.image.shape[-1]) ** 2)
 
-    def gaussians(self, identity: Identity, expression: Float[Tensor, "b e"], camera: Camera) -> tuple[Gaussians, Gaussians]:
-        """The Gaussians of an identity under an expression and a camera, before and after densification."""
-        points = identity.points
-        visible = self.deform(points.visible, identity, expression, camera)
-        mirrored = self.deform(points.mirrored, identity, expression, camera)
-        visible_base, mirrored_base = _base(visible, points.visible), _base(mirrored, points.mirrored)
-        stage_one = self.visible_decoder(visible_base, identity.visible_features)
-        counterparts = _select(parameters(stage_one), points.counterpart)
-        stage_two = self.mirrored_decoder(mirrored_base, identity.mirrored_features, counterparts)
-        dense = [
-            self.densifier(decoded, base, deformed.tangents, cloud.child_colour, cloud.child_opacity, features)
-            for decoded, base, deformed, cloud, features in (
-                (stage_one, visible_base, visible, points.visible, identity.visible_features),
-                (stage_two, mirrored_base, mirrored, points.mirrored, identity.mirrored_features),
-            )
-        ]
-        return cat([stage_one, stage_two], dim=1), cat(dense, dim=1)
+    def prepare(self, identity: Identity) -> Prepared:
+        """What of :meth:`gaussians` depends on the identity alone; to be kept for a stream of frames, while no weight changes."""
+        points = cat([identity.points.visible, identity.points.mirrored], dim=1)
+        features = torch.cat([identity.visible_features, identity.mirrored_features], 1)
+        return Prepared(
+            points=points,
+            features=features,
+            still=self.deformation.still(points, identity.expression),
+            visible=self.visible_decoder.body.lasting(identity.visible_features),
+            mirrored=self.mirrored_decoder.body.lasting(identity.mirrored_features),
+            parents=self.densifier.body.lasting(features),
+        )
 
-    def deform(self, cloud: PointCloud, identity: Identity, expression: Float[Tensor, "b e"], camera: Camera) -> Deformed:
-        """Expression moves the points; then those of the neck bend between the head and the torso."""
-        moved = self.deformation(cloud, expression, identity.expression)
+    def gaussians(
+        self, identity: Identity, expression: Float[Tensor, "b e"], camera: Camera, prepared: Prepared | None = None
+    ) -> tuple[Gaussians, Gaussians]:
+        """The Gaussians of an identity under an expression and a camera, before and after densification.
+
+        Args:
+            identity: from :meth:`reconstruct`.
+            expression: of the driver.
+            camera: of the target; the torso rests where it says.
+            prepared: may be kept from :meth:`prepare`.
+        """
+        known = self.prepare(identity) if prepared is None else prepared
+        points, count = known.points, identity.points.visible.mask.shape[1]
+        moved = self.deformation(points, expression, identity.expression, known.still)
         torso = torso_camera(camera, identity.camera)
-        return Deformed(*bend(moved.positions, moved.tangents, cloud.head_weight, cloud.head_weight_steps, camera, torso))
+        deformed = Deformed(*bend(moved.positions, moved.tangents, points.head_weight, points.head_weight_steps, camera, torso))
+        base = _base(deformed, points)
+        stage_one = self.visible_decoder(base[:, :count], identity.visible_features, lasting=known.visible)
+        counterparts = _select(parameters(stage_one), identity.points.counterpart)
+        stage_two = self.mirrored_decoder(base[:, count:], identity.mirrored_features, counterparts, known.mirrored)
+        coarse = cat([stage_one, stage_two], dim=1)
+        dense = self.densifier(coarse, base, deformed.tangents, points.child_colour, points.child_opacity, known.features, known.parents)
+        return coarse, dense
 
 
 def _base(deformed: Deformed, cloud: PointCloud) -> Gaussians:

@@ -89,27 +89,27 @@ class TalkingHead:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path = BASES,
+        source: str | Path = BASES,
         *,
         size: int = 256,
         device: str | torch.device = "cpu",
         renderer: RendererName = "auto",
         assets: Path | None = None,
     ) -> TalkingHead:
-        """A talking head with the model of a folder (see :mod:`mggtalk.export`); by default the untrained bases that ship with the project.
+        """A talking head with an exported model; by default the untrained bases that ship with the project.
 
         Args:
-            folder: of the model.
+            source: folder or .safetensors file of an exported model, or its name on the hub; see :func:`mggtalk.export.load_model`.
             size: pixels a side of the crop that is reconstructed and rendered; a multiple of 8.
             device: where the model runs.
             renderer: as :func:`mggtalk.rendering.factory.make_renderer` takes it; "auto" is the compiled renderer on a CPU.
             assets: folder with the tracker's model files.
 
         Raises:
-            ModelError: the folder holds no model that can be read.
+            ModelError: there is no model that can be read.
             AssetError: a file of the face tracker cannot be had.
         """
-        model = load_model(Path(folder))
+        model = load_model(source)
         model.renderer = make_renderer(renderer, device)
         return cls(model, size=size, device=device, assets=assets)
 

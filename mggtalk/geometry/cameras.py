@@ -80,16 +80,11 @@ def matrix_to_quaternion(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "
     (Shepperd, "Quaternion from rotation matrix", 1978).
     """
     (r00, r01, r02), (r10, r11, r12), (r20, r21, r22) = (row.unbind(-1) for row in matrix.unbind(-2))
-    rows = [
-        [1 + r00 + r11 + r22, r21 - r12, r02 - r20, r10 - r01],
-        [r21 - r12, 1 + r00 - r11 - r22, r01 + r10, r02 + r20],
-        [r02 - r20, r01 + r10, 1 - r00 + r11 - r22, r12 + r21],
-        [r10 - r01, r02 + r20, r12 + r21, 1 - r00 - r11 + r22],
-    ]
-    table = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-    largest = table.diagonal(dim1=-2, dim2=-1).argmax(dim=-1)
-    chosen = table.gather(-2, largest[..., None, None].expand(*largest.shape, 1, 4)).squeeze(-2)
-    quaternions = torch.nn.functional.normalize(chosen, dim=-1)
+    ww, xx, yy, zz = 1 + r00 + r11 + r22, 1 + r00 - r11 - r22, 1 - r00 + r11 - r22, 1 - r00 - r11 + r22
+    table = torch.stack([ww, r21 - r12, r02 - r20, r10 - r01, xx, r01 + r10, r02 + r20, yy, r12 + r21, zz], dim=-1)
+    rows = torch.tensor([[0, 1, 2, 3], [1, 4, 5, 6], [2, 5, 7, 8], [3, 6, 8, 9]], device=matrix.device)  # the table is symmetric
+    largest = torch.stack([ww, xx, yy, zz], dim=-1).argmax(dim=-1)
+    quaternions = torch.nn.functional.normalize(table.gather(-1, rows[largest]), dim=-1)
     return torch.where(quaternions[..., :1] < 0, -quaternions, quaternions)
 
 

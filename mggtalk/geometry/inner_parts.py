@@ -40,9 +40,10 @@ class _Patch:
 
 
 def inner_points(frame: Frame) -> PointCloud:
-    """Generic eyes and mouth of a source (batched), canonical head space."""
-    patches = [*_mouth(frame), *_eye(frame, left=True), *_eye(frame, left=False)]
-    return cat([_cloud(patch, frame) for patch in patches], dim=1)
+    """Generic eyes and mouth of a source (batched), canonical head space, without what no source of the batch needs."""
+    clouds = [_cloud(patch, frame) for patch in (*_mouth(frame), *_eye(frame, left=True), *_eye(frame, left=False))]
+    needed = torch.stack([cloud.mask.any() for cloud in clouds]).tolist()
+    return cat([cloud for cloud, kept in zip(clouds, needed, strict=True) if kept], dim=1)
 
 
 def _coordinates(frame: Frame, rows: int = 1) -> tuple[Tensor, Tensor]:

@@ -94,11 +94,11 @@ def voxel_filter(
     asked, which = asked.unique(return_inverse=True)
     occupied = occupied.unique()
     steps = torch.arange(-reach, reach + 1, device=low.device)
-    around = (torch.cartesian_prod(steps, steps, steps) * strides[1:]).sum(dim=-1)
-    neighbours = asked[:, None] + around
-    place = torch.searchsorted(occupied, neighbours).clamp(max=len(occupied) - 1)
+    rows = asked[:, None] + (torch.cartesian_prod(steps, steps) * strides[1:3]).sum(dim=-1)  # each with the voxels from -reach to reach in it
+    place = torch.searchsorted(occupied, rows - reach)
+    apart = (place == len(occupied)) | (occupied[place.clamp(max=len(occupied) - 1)] > rows + reach)
     keep = candidate_mask.clone()
-    keep[candidate_mask] = (occupied[place] != neighbours).all(dim=-1)[which]
+    keep[candidate_mask] = apart.all(dim=-1)[which]
     return keep
 
 

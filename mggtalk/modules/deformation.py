@@ -23,6 +23,13 @@ class Deformed(NamedTuple):
     tangents: Float[Tensor, "b n 2 3"]
 
 
+class Still(NamedTuple):
+    """What the network says of points whatever moves them: what it sees of their places, and its correction (cm) of the source."""
+
+    places: Float[Tensor, "b n w"]
+    correction: Float[Tensor, "b n 3"]
+
+
 def skin(cloud: PointCloud, displacement: Float[Tensor, "b v 3"]) -> Deformed:
     """The base: points follow the vertices they are bound to, their tangents follow the derivative of the binding.
 
@@ -59,17 +66,18 @@ class DeformationNetwork(nn.Module):
         self.body = MLP((fourier_size(octaves), 32), width, 3)
 
     def forward(
-        self, cloud: PointCloud, target: Float[Tensor, "b e"], source: Float[Tensor, "b e"], places: Float[Tensor, "b n w"] | None = None
+        self, cloud: PointCloud, target: Float[Tensor, "b e"], source: Float[Tensor, "b e"], still: Still | None = None
     ) -> Deformed:
-        """The cloud of the ``source`` expression under the ``target`` expression; ``places`` may be kept from :meth:`places`."""
+        """The cloud of the ``source`` expression under the ``target`` expression; ``still`` may be kept from :meth:`still`."""
         base = skin(cloud, self.face_model.displacement(target - source))
-        places = self.places(cloud) if places is None else places
-        correction = self._correction(places, target) - self._correction(places, source)
+        still = self.still(cloud, source) if still is None else still
+        correction = self._correction(still.places, target) - still.correction
         return Deformed(base.positions + cloud.weights.sum(-1, keepdim=True) * correction, base.tangents)
 
-    def places(self, cloud: PointCloud) -> Float[Tensor, "b n w"]:
-        """What the network sees of the points themselves, whatever the expressions."""
-        return self.body.lasting(fourier(cloud.positions, self.octaves))
+    def still(self, cloud: PointCloud, source: Float[Tensor, "b e"]) -> Still:
+        """What does not depend on the target."""
+        places = self.body.lasting(fourier(cloud.positions, self.octaves))
+        return Still(places, self._correction(places, source))
 
     def _correction(self, places: Tensor, expression: Tensor) -> Tensor:
         return self.limit * torch.tanh(self.body(places, self.expression(expression)[:, None]))

@@ -88,10 +88,17 @@ class GaussianDecoder(nn.Module):
         self.octaves = octaves
         self.body = MLP((channels, fourier_size(octaves) + extra), width, CORRECTIONS)
 
-    def forward(self, base: Gaussians, features: Float[Tensor, "b n w"], counterpart: Float[Tensor, "b n x"] | None = None) -> Gaussians:
-        """The Gaussians of the points of ``base``; ``features`` as :meth:`lasting` of the body makes them of identity features."""
+    def forward(
+        self,
+        base: Gaussians,
+        features: Float[Tensor, "b n c"],
+        counterpart: Float[Tensor, "b n x"] | None = None,
+        lasting: Float[Tensor, "b n w"] | None = None,
+    ) -> Gaussians:
+        """The Gaussians of the points of ``base``; ``lasting`` may be kept from ``body.lasting(features)``."""
         places = fourier(base.means, self.octaves)
-        return corrected(base, self.body(features, places if counterpart is None else torch.cat([places, counterpart], -1)))
+        changing = places if counterpart is None else torch.cat([places, counterpart], -1)
+        return corrected(base, self.body(self.body.lasting(features) if lasting is None else lasting, changing))
 
 
 class Densifier(nn.Module):
@@ -113,7 +120,7 @@ class Densifier(nn.Module):
         super().__init__()
         self.limit, self.spread = limit, spread
         self.count = len(CHILD_STEPS)
-        self.body = mlp(channels + 11, width, self.count * (3 + CORRECTIONS))
+        self.body = MLP((channels, 11), width, self.count * (3 + CORRECTIONS))
         self.register_buffer("steps", torch.tensor(CHILD_STEPS), persistent=False)
 
     def forward(
@@ -124,6 +131,7 @@ class Densifier(nn.Module):
         colour: Float[Tensor, "b n k 3"],
         opacity: Float[Tensor, "b n k"],
         features: Float[Tensor, "b n c"],
+        lasting: Float[Tensor, "b n w"] | None = None,
     ) -> Gaussians:
         """The children, ``n k`` of them.
 
@@ -134,8 +142,10 @@ class Densifier(nn.Module):
             colour: that the source shows at the children's places.
             opacity: likewise.
             features: identity features of the parents.
+            lasting: may be kept from ``body.lasting(features)``.
         """
-        raw = self.body(torch.cat([features, parameters(parents)], -1)).unflatten(-1, (self.count, 3 + CORRECTIONS))
+        lasting = self.body.lasting(features) if lasting is None else lasting
+        raw = self.body(lasting, parameters(parents)).unflatten(-1, (self.count, 3 + CORRECTIONS))
         offset, correction = raw[..., :3], raw[..., 3:]
         normal = torch.linalg.cross(*normalize(tangents, dim=-1, eps=1e-8).unbind(-2))
         size = tangents.norm(dim=-1).mean(-1)[..., None, None]

@@ -55,7 +55,7 @@ class MLP(nn.Sequential):
     def forward(self, lasting: Float[Tensor, "b n w"], changing: Float[Tensor, "b m j"]) -> Float[Tensor, "b n o"]:
         """The output; the changing part may be the same for all points (m = 1)."""
         hidden = lasting + linear(changing, self[0].weight[:, self.inputs[0] :])
-        for layer in self[1:]:
+        for layer in list(self)[1:]:
             hidden = layer(hidden)
         return hidden
 

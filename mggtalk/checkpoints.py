@@ -1,0 +1,91 @@
+"""Checkpoints of training as weights of a model, and as the folder that :meth:`mggtalk.talking_head.TalkingHead.from_pretrained` reads."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from datasets_toolkit.errors import UserError
+from mggtalk.export import build_model, save_model
+from mggtalk.model import MGGTalk
+
+PREFIX = "model."
+"""Of the model's weights in a stage's."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be read, or is not what it should be."""
+
+
+def load_weights(model: MGGTalk, path: Path) -> None:
+    """Give a model the weights of a checkpoint of training, of an exported model's folder, or of a safetensors file.
+
+    Of a checkpoint with an exponential moving average these are the averaged weights.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or its weights are those of another architecture.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    weights = _safetensors(file) if file.suffix == ".safetensors" else _model_weights(read_checkpoint(file), file)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:3]
+        raise CheckpointError(f"{file}: holds another architecture than the experiment asks for: {' '.join(first).strip()}") from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A Lightning checkpoint; nothing in it is executed.
+
+    Raises:
+        CheckpointError: it cannot be read, is no checkpoint, or holds objects.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; give a .ckpt file of training, or the folder of an exported model") from None
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: holds objects beside weights and settings, so it is not read ({error})") from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
+        raise CheckpointError(f"{path}: not a checkpoint of training (it has no state_dict)")
+    return checkpoint
+
+
+def export_checkpoint(path: Path, output: Path) -> None:
+    """Write the model of a checkpoint as :func:`mggtalk.export.save_model` does, without anything of training.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or was not made by ``mggtalk fit``.
+    """
+    checkpoint = read_checkpoint(path)
+    config = (checkpoint.get("hyper_parameters") or {}).get("model")
+    if not isinstance(config, dict) or "class_path" not in config:
+        raise CheckpointError(f"{path}: does not say how its model is built; only checkpoints of `mggtalk fit` do")
+    model = build_model(config, path)
+    load_weights(model, path)
+    save_model(model, config, output)
+
+
+def _model_weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(PREFIX)}
+    if not weights:
+        raise CheckpointError(f"{path}: not a checkpoint of a stage (no weights of a model)")
+    return weights
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; give a .ckpt file of training, or the folder of an exported model") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error

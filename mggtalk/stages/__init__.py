@@ -1,0 +1,1 @@
+"""The stages of training: thin LightningModules, each trains parts of one MGGTalk."""

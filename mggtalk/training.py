@@ -1,0 +1,95 @@
+"""``mggtalk fit``, ``validate`` and ``test``: LightningCLI over the stages, with experiments that extend each other.
+
+Constructors are the schema: a YAML file names classes and their arguments, the command line overrides single values
+(``--model.init_args.optimiser.rate 1e-4``), and what no constructor knows stops the run before anything is loaded. An experiment may name
+the file that it extends (``extends: base.yaml``, relative to itself); later values win, and ``${...}`` is resolved at the very end.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from datasets_toolkit.errors import UserError
+from mggtalk.data.datamodule import PairDataModule
+from mggtalk.stages.base import Stage
+
+COMMANDS = ("fit", "validate", "test")
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with our parser settings."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Arguments beside those of trainer, model and data."""
+        parser.add_argument("--extends", type=str | list[str] | None, default=None, help="experiment files that this one extends")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run ``fit``, ``validate`` or ``test`` with the arguments of a command line.
+
+    Raises:
+        UserError: a file cannot be read, or the data, the weights or the settings do not fit together.
+        SystemExit: the arguments are no valid configuration; the message is on standard error.
+    """
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    TrainingCLI(
+        Stage,
+        PairDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=with_bases(arguments),
+        parser_kwargs={"parser_mode": "omegaconf+"},
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+    )
+
+
+def with_bases(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with each ``--config FILE`` preceded by the files that FILE extends.
+
+    Raises:
+        UserError: a file cannot be read, or extends itself.
+    """
+    given, expanded = list(arguments), []
+    while given:
+        word = given.pop(0)
+        name, _, value = word.partition("=")
+        if name not in ("--config", "-c"):
+            expanded.append(word)
+            continue
+        value = value or (given.pop(0) if given else "")
+        expanded += [part for path in chain(Path(value)) for part in ("--config", str(path))]
+    return expanded
+
+
+def chain(path: Path, below: tuple[Path, ...] = ()) -> list[Path]:
+    """The files that an experiment extends, first to last, and the experiment itself."""
+    if path.resolve() in below:
+        raise UserError(f"{path}: extends itself; take it out of `extends`")
+    bases = _read(path).get("extends") or []
+    bases = [bases] if isinstance(bases, str) else bases
+    above = [file for base in bases for file in chain(path.parent / base, (*below, path.resolve()))]
+    return [*above, path]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such experiment; those that come with the project are in experiments/") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: not a YAML file that can be read ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not an experiment (a YAML file with model, data and trainer)")
+    return content
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
