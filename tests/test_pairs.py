@@ -15,7 +15,7 @@ from datasets_toolkit.errors import UserError
 from datasets_toolkit.faces.head_pose import euler_degrees
 from mggtalk.data import pairs as pairs_module
 from mggtalk.data.batches import Cursor, EveryPair, Share, TrainBatches
-from mggtalk.data.pairs import FrameTable, PairError, PairPlan, PairRule, Pairs, cross_pairs, frame_table
+from mggtalk.data.pairs import FrameTable, PairError, PairPlan, PairRule, Pairs, chosen, cross_pairs, frame_table, tails
 
 MEASURES = ("time", "pose", "expression")
 seeds = st.integers(0, 2**32 - 1)
@@ -258,3 +258,29 @@ def test_batches_that_cannot_be_are_told() -> None:
         batches.load_state_dict(state)  # type: ignore[arg-type]
     batches.load_state_dict({**state, "global_batch": 0, "epoch": 8})  # type: ignore[typeddict-item]
     assert batches.cursor == Cursor(0, 8, 0)
+
+
+def test_tails_are_the_end_of_every_clip() -> None:
+    table = made_table({"a": [5], "b": [3]})
+    late = tails(table, 0.4)
+    assert late.tolist() == [False, False, False, True, True, False, False, True]  # beyond 60 % of four steps and of two
+    assert not tails(table, 0.0).any()
+    early = chosen(table, ~late)
+    assert len(early) == 5 and early.clip.tolist() == [0, 0, 0, 1, 1]
+    np.testing.assert_array_equal(early.expression, table.expression[~late])
+
+
+def test_clips_can_be_chosen_by_name() -> None:
+    index = pa.table(
+        {
+            "clip": ["x", "y", "x", "z"],
+            "split": ["train", "train", "train", "val"],
+            "time": [0.0, 0.0, 0.04, 0.0],
+            **{name: [0.0] * 4 for name in ("yaw", "pitch", "roll")},
+            "expression": pa.array([[0.0] * 52] * 4, pa.list_(pa.float32())),
+        }
+    )
+    clips = pa.table({"clip": ["x", "y", "z"], "person": ["p", "q", "r"]})
+    assert frame_table(index, clips, "train", ["x"]).rows.tolist() == [0, 2]
+    with pytest.raises(PairError, match="split 'train' has no clip 'z'"):
+        frame_table(index, clips, "train", ["x", "z"])

@@ -17,7 +17,7 @@ from mggtalk.data.augment import PairTransform
 from mggtalk.data.batches import EveryPair, Share, TrainBatches
 from mggtalk.data.loader import SOURCE_LABELS, TARGET_LABELS, PairLoader, Workers
 from mggtalk.data.packed import PackedBatch, PairBatch, unpack
-from mggtalk.data.pairs import FrameTable, PairPlan, PairRule, cross_pairs, frame_table
+from mggtalk.data.pairs import FrameTable, PairPlan, PairRule, chosen, cross_pairs, frame_table, tails
 from mggtalk.geometry.face_model import FaceModel
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,9 @@ class PairDataModule(LightningDataModule):
         workers: the processes that read.
         cache: folder for local copies of remote shards.
         storage_options: for fsspec, such as ``endpoint_url``.
+        clips: train on these clips only, by name.
+        held_out: validate and test on the last share of the duration of every training clip, instead of on the people of the other splits:
+            for experiments that ask whether something is learnt at all.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class PairDataModule(LightningDataModule):
         workers: Workers | None = None,
         cache: str | None = None,
         storage_options: dict[str, Any] | None = None,
+        clips: tuple[str, ...] | None = None,
+        held_out: float = 0.0,
     ) -> None:
         super().__init__()
         self.root, self.batch_size, self.seed = root, batch_size, seed
@@ -70,6 +75,9 @@ class PairDataModule(LightningDataModule):
         self.pairs, self.exponent, self.val_pairs, self.cross_pairs = pairs, exponent, val_pairs, cross_pairs
         self.source_labels, self.target_labels = source_labels, target_labels
         self.cache, self.storage_options = cache, storage_options or {}
+        if not 0 <= held_out < 1:
+            raise ValueError(f"held_out is {held_out}, expected a share from 0 to below 1")
+        self.clips, self.held_out = clips, held_out
         self.face_model = FaceModel()
         self.batches: TrainBatches | None = None
         self._reader: ShardReader | None = None
@@ -150,7 +158,11 @@ class PairDataModule(LightningDataModule):
         return self._loaders[split]
 
     def _table(self, split: str) -> FrameTable:
-        return frame_table(self.reader.index, self.reader.clips, split)
+        if not self.held_out:
+            return frame_table(self.reader.index, self.reader.clips, split, self.clips if split == "train" else None)
+        table = frame_table(self.reader.index, self.reader.clips, "train", self.clips)
+        late = tails(table, self.held_out)
+        return chosen(table, ~late if split == "train" else late)
 
     def _share(self) -> Share:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

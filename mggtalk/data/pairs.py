@@ -5,8 +5,8 @@ Everything here is a pure function of the index and of (seed, epoch): no tar is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -91,15 +91,22 @@ class Pairs:
         return len(self.source)
 
 
-def frame_table(index: pyarrow.Table, clips: pyarrow.Table, split: str) -> FrameTable:
-    """The frames of ``split`` as the tables of a data set list them (``docs/shards.md``).
+def frame_table(index: pyarrow.Table, clips: pyarrow.Table, split: str, only: Sequence[str] | None = None) -> FrameTable:
+    """The frames of ``split`` as the tables of a data set list them (``docs/shards.md``); with ``only``, of the clips so named.
 
     Raises:
-        PairError: the split has no frames, or a clip of the index is missing in ``clips``.
+        PairError: the split has no frames, none of a clip of ``only``, or a clip of the index is missing in ``clips``.
     """
-    rows = np.flatnonzero(index["split"].to_numpy() == split)
-    if not len(rows):
+    here = index["split"].to_numpy() == split
+    if not here.any():
         raise PairError(f"index.parquet: no sample in split {split!r}; choose another split, or build with a policy that fills it")
+    if only is not None:
+        present = index["clip"].to_numpy()
+        missing = sorted(set(only) - set(present[here]))
+        if missing:
+            raise PairError(f"index.parquet: split {split!r} has no clip {missing[0]!r}; `mggdata stats` and clips.parquet list the clips")
+        here &= np.isin(present, list(only))
+    rows = np.flatnonzero(here)
     part = index.select(["clip", "time", "yaw", "pitch", "roll", "expression"]).take(rows)
     names = part["clip"].combine_chunks().dictionary_encode()
     people = dict(zip(clips["clip"].to_pylist(), clips["person"].to_pylist(), strict=True))
@@ -117,6 +124,20 @@ def frame_table(index: pyarrow.Table, clips: pyarrow.Table, split: str) -> Frame
         angles=np.stack([part[name].to_numpy() for name in ("yaw", "pitch", "roll")], 1).astype(np.float64)[order],
         expression=part["expression"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)[order],
     )
+
+
+def chosen(table: FrameTable, keep: npt.NDArray[np.bool_]) -> FrameTable:
+    """The frames where ``keep`` (n)."""
+    return FrameTable(**{field.name: getattr(table, field.name)[keep] for field in fields(FrameTable)})
+
+
+def tails(table: FrameTable, share: float) -> npt.NDArray[np.bool_]:
+    """Which frames (n) are in the last ``share`` of the duration of their clip."""
+    late = np.zeros(len(table), bool)
+    for span in table.spans():
+        first, last = table.time[span.start], table.time[span.stop - 1]
+        late[span] = table.time[span] > last - share * (last - first)
+    return late
 
 
 def random_stream(*key: int) -> np.random.Generator:
