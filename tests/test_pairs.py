@@ -15,7 +15,7 @@ from datasets_toolkit.errors import UserError
 from datasets_toolkit.faces.head_pose import euler_degrees
 from mggtalk.data import pairs as pairs_module
 from mggtalk.data.batches import Cursor, EveryPair, Share, TrainBatches
-from mggtalk.data.pairs import FrameTable, PairError, PairPlan, PairRule, Pairs, chosen, cross_pairs, frame_table, tails
+from mggtalk.data.pairs import FrameTable, PairError, PairPlan, PairRule, Pairs, cross_pairs, frame_table, narrowed, tails
 
 MEASURES = ("time", "pose", "expression")
 seeds = st.integers(0, 2**32 - 1)
@@ -265,7 +265,7 @@ def test_tails_are_the_end_of_every_clip() -> None:
     late = tails(table, 0.4)
     assert late.tolist() == [False, False, False, True, True, False, False, True]  # beyond 60 % of four steps and of two
     assert not tails(table, 0.0).any()
-    early = chosen(table, ~late)
+    early = narrowed(table, ~late)
     assert len(early) == 5 and early.clip.tolist() == [0, 0, 0, 1, 1]
     np.testing.assert_array_equal(early.expression, table.expression[~late])
 

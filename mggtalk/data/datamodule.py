@@ -17,7 +17,7 @@ from mggtalk.data.augment import PairTransform
 from mggtalk.data.batches import EveryPair, Share, TrainBatches
 from mggtalk.data.loader import SOURCE_LABELS, TARGET_LABELS, PairLoader, Workers
 from mggtalk.data.packed import PackedBatch, PairBatch, unpack
-from mggtalk.data.pairs import FrameTable, PairPlan, PairRule, chosen, cross_pairs, frame_table, tails
+from mggtalk.data.pairs import FrameTable, PairPlan, PairRule, cross_pairs, frame_table, narrowed, tails
 from mggtalk.geometry.face_model import FaceModel
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class PairDataModule(LightningDataModule):
             return frame_table(self.reader.index, self.reader.clips, split, self.clips if split == "train" else None)
         table = frame_table(self.reader.index, self.reader.clips, "train", self.clips)
         late = tails(table, self.held_out)
-        return chosen(table, ~late if split == "train" else late)
+        return narrowed(table, ~late if split == "train" else late)
 
     def _share(self) -> Share:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

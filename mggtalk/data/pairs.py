@@ -126,7 +126,7 @@ def frame_table(index: pyarrow.Table, clips: pyarrow.Table, split: str, only: Se
     )
 
 
-def chosen(table: FrameTable, keep: npt.NDArray[np.bool_]) -> FrameTable:
+def narrowed(table: FrameTable, keep: npt.NDArray[np.bool_]) -> FrameTable:
     """The frames where ``keep`` (n)."""
     return FrameTable(**{field.name: getattr(table, field.name)[keep] for field in fields(FrameTable)})
 

@@ -83,19 +83,20 @@ def reduce(image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
 
 def expand(image: Float[Tensor, "b c h w"], height: int, width: int) -> Float[Tensor, "b c h2 w2"]:
     """Double the size by the kernel's interpolation, and keep ``height`` and ``width`` of it: what :func:`reduce` halved."""
-    kernel = 2 * image.new_tensor(KERNEL)
-    values = pad(image, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]
-    values = conv_transpose2d(values, kernel.reshape(1, 1, 5, 1), stride=(2, 1))
-    values = conv_transpose2d(values, kernel.reshape(1, 1, 1, 5), stride=(1, 2))
+    values = conv_transpose2d(pad(image, (1, 1, 1, 1), mode="replicate"), 4 * _kernel(image), stride=2, groups=image.shape[1])
     # The pixel that was added before the first lands on 2, the first on 4.
-    return values[:, 0, 4 : 4 + height, 4 : 4 + width].unflatten(0, image.shape[:2])
+    return values[..., 4 : 4 + height, 4 : 4 + width]
 
 
 def _blur(image: Tensor, stride: int) -> Tensor:
+    return conv2d(pad(image, (2, 2, 2, 2), mode="replicate"), _kernel(image), stride=stride, groups=image.shape[1])
+
+
+def _kernel(image: Tensor) -> Tensor:
+    # One convolution in both directions at once, each channel for itself: on a CPU several times as fast as rows, then columns, of
+    # channels laid out as a batch.
     kernel = image.new_tensor(KERNEL)
-    values = pad(image, (2, 2, 2, 2), mode="replicate").flatten(0, 1)[:, None]
-    values = conv2d(conv2d(values, kernel.reshape(1, 1, 5, 1), stride=(stride, 1)), kernel.reshape(1, 1, 1, 5), stride=(1, stride))
-    return values[:, 0].unflatten(0, image.shape[:2])
+    return torch.outer(kernel, kernel).expand(image.shape[1], 1, 5, 5)
 
 
 def _mean(values: Float[Tensor, "b c h w"], weight: Float[Tensor, "b 1 h w"] | None) -> Float[Tensor, " b"]:
