@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; give a .ckpt file of training, or the folder of an exported model") from None
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: holds objects beside weights and settings, so it is not read ({error})") from error
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"an object ({found[1]})" if found else "more"
+        raise CheckpointError(f"{path}: holds {what} beside weights and settings, so it is not read") from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):

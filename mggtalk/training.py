@@ -38,10 +38,20 @@ def main(arguments: Sequence[str]) -> None:
         UserError: a file cannot be read, or the data, the weights or the settings do not fit together.
         SystemExit: the arguments are no valid configuration; the message is on standard error.
     """
+    make_cli(arguments)
+
+
+def make_cli(arguments: Sequence[str], run: bool = True) -> TrainingCLI:
+    """The command line with trainer, model and data built; without ``run`` there is no subcommand among the arguments, and nothing is run.
+
+    Raises:
+        UserError: as :func:`main`.
+    """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    TrainingCLI(
+    return TrainingCLI(
         Stage,
         PairDataModule,
+        run=run,
         subclass_mode_model=True,
         subclass_mode_data=True,
         args=with_bases(arguments),

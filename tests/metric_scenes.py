@@ -5,8 +5,10 @@ A new subclass of PerImageMetric joins the contract by an entry in :data:`EXAMPL
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,8 @@ from scipy.spatial.distance import cosine
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
-from mggtalk.metrics.states import AED, AKD, APD, CSIM, LPIPS, PSNR, PSNR_LIMIT, SSIM, FoundShare, Jitter, PerImageMetric
+from mggtalk import metrics
+from mggtalk.metrics.states import AED, AKD, APD, CSIM, LPIPS, PSNR, PSNR_LIMIT, SSIM, FoundShare, Jitter, Mean, PerImageMetric
 
 COUNT = 6
 Rows = Sequence[int]
@@ -98,22 +101,22 @@ def outside_ssim(image: FloatArray, target: FloatArray, mask: FloatArray | None 
 
 
 class Mixed(nn.Module):
-    """A made distance and a made embedder: differences and means of a convolution."""
+    """A made embedder and a made distance: a convolution of one corner, and the mean difference of that."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.mixing = nn.Parameter(uniform(3, 4, 3, 1, 1))
+        self.mixing = nn.Parameter(uniform(3, 4, 3, 1, 1) - 0.5)
 
     def embed(self, image: Tensor) -> Tensor:
-        return torch.nn.functional.conv2d(image, self.mixing).square().mean((2, 3))
+        return torch.nn.functional.conv2d(image, self.mixing)[..., :5, :4].flatten(1)
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         return (self.embed(image) - self.embed(target)).abs().mean(1)
 
 
 def mixed(image: FloatArray) -> FloatArray:
-    mixing = uniform(3, 4, 3, 1, 1)[..., 0, 0].double().numpy()
-    return (np.einsum("ck,khw->chw", mixing, image) ** 2).mean((1, 2))
+    mixing = uniform(3, 4, 3, 1, 1)[..., 0, 0].double().numpy() - 0.5
+    return np.einsum("ck,khw->chw", mixing, image)[:, :5, :4].ravel()
 
 
 def of(metric: Callable[[], PerImageMetric], inputs: dict[str, Tensor], outside: Callable[..., float], **options: bool) -> Example:
@@ -149,14 +152,17 @@ EXAMPLES: dict[type[PerImageMetric], list[Callable[[], Example]]] = {
     AED: [lambda: of(AED, two(30, 84, names=("expression", "target")), lambda a, b: np.abs(a - b).mean())],
     APD: [lambda: of(APD, two(40, 3, names=("pose", "target"), scale=720), outside_apd)],
     FoundShare: [found_share],
+    Mean: [lambda: of(Mean, two(60, names=("values",)), float)],
     Jitter: [lambda: of(Jitter, two(50, 7, 9, 2, names=("landmarks",), scale=512), outside_jitter, clips=True)],
 }
 
 
 def members(kind: type[PerImageMetric] = PerImageMetric) -> list[type[PerImageMetric]]:
-    """Every class of the package that can be made, however deep below."""
+    """Every class of the room that can be made, however deep below; a new file joins by being there."""
+    for module in pkgutil.iter_modules(metrics.__path__, f"{metrics.__name__}."):
+        importlib.import_module(module.name)
     below = [member for child in kind.__subclasses__() for member in members(child)]
-    own = [] if inspect.isabstract(kind) or not kind.__module__.startswith("mggtalk.") else [kind]
+    own = [] if inspect.isabstract(kind) or not kind.__module__.startswith(f"{metrics.__name__}.") else [kind]
     return sorted({*own, *below}, key=lambda member: member.__name__)
 
 
@@ -164,24 +170,24 @@ def named_examples() -> dict[str, Example]:
     return {f"{kind.__name__}-{number}": make() for kind in members() for number, make in enumerate(EXAMPLES.get(kind, []))}
 
 
+def spoil(example: Example, metric: PerImageMetric) -> None:
+    """Update with one more row, which is NaN."""
+    spoilt = {name: rubbish(values[:1]) for name, values in example.inputs.items()}
+    metric.update(**{name: values[0] for name, values in spoilt.items()} if example.clips else spoilt)
+
+
 def rank_part(rank: int, meeting: str, folder: str) -> None:
-    """One of two processes: rank 0 is given rows 0 to 3, one of them spoilt, rank 1 the others in two batches, one filled up."""
+    """One of two processes: rank 0 is given rows 0 to 3 and a spoilt one, rank 1 the others, one of them in a batch that is filled up."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     told = {}
     for name, example in named_examples().items():
         metric = example.make()
-        for rows, padding in (([0, 1, 2, 3], 0),) if rank == 0 else (([4], 3), ([5], 0)):
+        for rows, padding in [([0, 1, 2, 3], 0)] if rank == 0 else [([4], 3), ([5], 0)]:
             example.feed(metric, rows, padding)
         if example.spoilable and rank == 0:
-            example.feed(spoilt_metric := metric, [0]) if False else feed_spoilt(example, spoilt_metric := metric)
+            spoil(example, metric)
         alone = metric.dropped
-        told[name] = [metric.compute().item(), alone, metric.dropped]
+        told[name] = [metric.compute().item(), alone, metric.dropped, int(metric.count)]
     torch.distributed.destroy_process_group()
-    Path(folder, f"{rank}.json").write_text(json.dumps(told))
-
-
-def feed_spoilt(example: Example, metric: PerImageMetric) -> None:
-    """One more row, which is NaN."""
-    spoilt = {name: rubbish(values[:1]) for name, values in example.inputs.items()}
-    metric.update(**{name: values[0] for name, values in spoilt.items()} if example.clips else spoilt)
+    Path(folder, f"{rank}.json").write_text(json.dumps(told), encoding="utf-8")

@@ -106,8 +106,7 @@ def csim(embedding: Float[Tensor, "b k"], target: Float[Tensor, "b k"]) -> Float
         ValueError: shapes or dtypes differ, or values are no floats.
     """
     _check(embedding, target, 2)
-    known = (embedding != 0).any(-1) & (target != 0).any(-1)
-    return torch.where(known, cosine_similarity(embedding, target, dim=-1, eps=0), torch.nan)
+    return cosine_similarity(embedding, target, dim=-1, eps=0)
 
 
 def jitter(landmarks: Float[Tensor, "t n 2"], found: Bool[Tensor, " t"] | None = None) -> Float[Tensor, ""]:

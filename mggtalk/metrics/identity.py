@@ -9,34 +9,69 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from datasets_toolkit.annotators import FaceCrop, IdentityAnnotator
-from datasets_toolkit.annotators.identity_insightface import ArcFaceIdentity
+from datasets_toolkit.annotators.base import Map
+from datasets_toolkit.annotators.identity_insightface import ArcFaceIdentity, align_face
 from mggtalk.metrics.functional import csim
 from mggtalk.metrics.tracked import FaceReader, Pictures
+from mggtalk.networks.iresnet import NUMBERS, IResNet
+from mggtalk.networks.weights import file_hash
 
-__all__ = ["EMBEDDING", "FaceEmbedder", "csim"]
+__all__ = ["FaceEmbedder", "IResNetIdentity", "csim"]
 
-EMBEDDING = 512
-"""Numbers of an embedding."""
+
+class IResNetIdentity(IdentityAnnotator):
+    """As the toolkit's :class:`ArcFaceIdentity`, with the backbone of a released ArcFace model in plain torch, with no need of onnxruntime.
+
+    Args:
+        weights: state dict of the backbone; see :mod:`mggtalk.networks.iresnet`.
+        device: where it runs.
+        licence: of these weights.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or of another network.
+    """
+
+    version = 1
+    locations = frozenset({"weights"})
+
+    def __init__(
+        self, weights: str | Path, *, device: str = "cpu", licence: str = "InsightFace recognition models: non-commercial research only"
+    ) -> None:
+        self.weights, self.device, self.licence = Path(weights).expanduser(), device, licence
+        self._network = IResNet(self.weights).to(device)
+
+    @torch.inference_mode()
+    def __call__(self, crop: FaceCrop) -> Map:
+        """A unit vector (512)."""
+        face = torch.from_numpy(align_face(crop)).to(self.device).permute(2, 0, 1)[None]
+        with torch.autocast(face.device.type, enabled=False):
+            return np.asarray(self._network.embed(face / 127.5 - 1)[0].cpu().numpy(), np.float32)
+
+    def provenance(self) -> dict[str, str]:
+        """Name, SHA-256 and licence of the weights."""
+        return {"weights": self.weights.name, "sha256": file_hash(self.weights), "licence": self.licence}
 
 
 class FaceEmbedder:
     """Pictures to identity embeddings, on the CPU; use as a context manager or close it. It serves :class:`mggtalk.metrics.states.CSIM`.
 
     Args:
-        identity: the toolkit's annotator, or the .onnx file of an ArcFace network for it (such as InsightFace's ``w600k_r50.onnx``).
+        identity: an annotator, or the file of one: .onnx (such as InsightFace's ``w600k_r50.onnx``) for the toolkit's, else the state dict
+            of an IResNet.
         reader: finds the faces; by default one of its own.
 
     Raises:
-        AssetError: the file is missing, or no .onnx file.
+        UserError: the file is missing, or of another network.
     """
 
     def __init__(self, identity: IdentityAnnotator | str | Path, reader: FaceReader | None = None) -> None:
-        self.identity = identity if isinstance(identity, IdentityAnnotator) else ArcFaceIdentity(identity)
+        self.identity = identity if isinstance(identity, IdentityAnnotator) else _identity(Path(identity))
         self.reader = FaceReader() if reader is None else reader
         self._owned = reader is None
 
@@ -62,7 +97,7 @@ class FaceEmbedder:
 
     def embed(self, crops: Sequence[FaceCrop | None]) -> Float[Tensor, "b k"]:
         """As calling it, of faces that were found before."""
-        embeddings = torch.zeros(len(crops), EMBEDDING)
+        embeddings = torch.zeros(len(crops), NUMBERS)
         for row, crop in enumerate(crops):
             if crop is not None:
                 embeddings[row] = torch.from_numpy(self.identity(crop))
@@ -71,3 +106,7 @@ class FaceEmbedder:
     def provenance(self) -> dict[str, str]:
         """``weights`` (file name), their ``sha256`` and ``licence``, for the caption of a table."""
         return self.identity.provenance()
+
+
+def _identity(weights: Path) -> IdentityAnnotator:
+    return ArcFaceIdentity(weights) if weights.suffix.lower() == ".onnx" else IResNetIdentity(weights)

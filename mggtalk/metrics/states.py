@@ -6,20 +6,16 @@ type: pictures are compared in double precision, one by one, whatever autocast o
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities.prints import rank_zero_only
 
 from mggtalk.metrics import functional
 from mggtalk.metrics.functional import WINDOW
-
-log = logging.getLogger(__name__)
+from mggtalk.metrics.per_image import PerImageMetric
 
 PSNR_LIMIT = 100.0
 """dB that a PSNR counts as at most: equal images have an infinite one, which would decide any mean. Eight bits alone cost 58.9 dB."""
@@ -29,54 +25,12 @@ Embedder = Callable[[Tensor], Tensor]
 """Images (b 3 h w) to embeddings (b k)."""
 
 
-class PerImageMetric(Metric):
-    """The mean of one value for each image; a subclass brings ``update``, which gives the values to :meth:`_add`.
+class Mean(PerImageMetric):
+    """The mean of values that are computed elsewhere, such as a loss; whether more is better is not known."""
 
-    ``valid`` of every update leaves out what fills up a last batch, whatever lies there. A value that is not finite (a rendering that is
-    NaN) or not defined (a mask without pixels) does not enter the mean: it is counted in :attr:`dropped`, and ``compute`` tells it in the
-    log. Without any value the mean is NaN.
-
-    States are a double and two integers, added up over processes by ``compute``; they move with the module, and keep their types when a
-    module is cast. In a ``MetricCollection`` give ``compute_groups=False``: it takes two metrics for one if their first values are equal.
-    """
-
-    full_state_update = False
-    is_differentiable = False
-
-    total: Tensor
-    count: Tensor
-    missing: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._everywhere = 0
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("missing", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def compute(self) -> Float[Tensor, ""]:
-        """The mean over all images of all processes, a double."""
-        self._everywhere, counted = int(self.missing), int(self.count)
-        if self._everywhere:
-            _tell(type(self).__name__, self._everywhere, self._everywhere + counted)
-        return self.total / self.count
-
-    @property
-    def dropped(self) -> int:
-        """How many values are not finite or not defined and left out: of all processes after ``compute()``, of this one before."""
-        return int(self.missing) if self._computed is None else self._everywhere
-
-    def _add(self, values: Float[Tensor, " b"]) -> None:
-        values = values.detach().to(self.total)
-        known = values.isfinite()
-        # Not in place: a state made under inference_mode could not be changed outside of it.
-        self.total = self.total + torch.where(known, values, 0).sum()
-        self.count = self.count + known.sum()
-        self.missing = self.missing + (~known).sum()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
-        """Follow the module to another device, but never to another type: bfloat16 would stop counting at 256."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
+    def update(self, values: Float[Tensor, " b"], valid: Bool[Tensor, " b"] | None = None) -> None:
+        """Add one value for each image."""
+        self._add(_chosen(values, valid))
 
 
 class PSNR(PerImageMetric):
@@ -263,8 +217,3 @@ def _each(function: Callable[..., Tensor], image: Tensor, target: Tensor, mask: 
         else:
             values.append(values[0].new_full((1,), torch.nan))
     return torch.cat(values)
-
-
-@rank_zero_only
-def _tell(name: str, dropped: int, all_: int) -> None:
-    log.warning("%s: %d of %d values are not finite or not defined and left out of the mean", name, dropped, all_)

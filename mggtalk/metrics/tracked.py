@@ -20,7 +20,7 @@ from torch import Tensor
 from datasets_toolkit.annotators import FaceCrop
 from datasets_toolkit.faces.detection import FaceTracker, reference_box
 from datasets_toolkit.faces.head_pose import clip_camera, euler_degrees, head_pose
-from datasets_toolkit.schema import LANDMARKS, ByteImage, Face, FloatArray
+from datasets_toolkit.schema import BLENDSHAPES, LANDMARKS, ByteImage, Face, FloatArray
 from mggtalk.geometry.cameras import project
 from mggtalk.geometry.face_model import FaceModel
 from mggtalk.types import Frame, TensorRecord
@@ -39,6 +39,11 @@ class ReadFaces(TensorRecord):
     landmarks: Float[Tensor, "*batch n 2"]  # pixels of a 512 frame
     expression: Float[Tensor, "*batch e"]  # blendshapes, then motion components: FaceModel.split of this picture alone
     pose: Float[Tensor, "*batch 3"]  # yaw, pitch and roll, degrees; see datasets_toolkit.faces.head_pose.euler_degrees
+
+    @property
+    def blendshapes(self) -> Float[Tensor, "*batch 52"]:
+        """The first part of the expression, scores in [0, 1]; the components beside them are larger and less sure."""
+        return self.expression[..., : len(BLENDSHAPES)]
 
 
 class FaceReader:
@@ -91,10 +96,11 @@ class FaceReader:
     def read_pair(self, images: Pictures, target: Frame) -> tuple[ReadFaces, ReadFaces]:
         """The faces of renderings of ``target`` and those of its own pictures, both searched where it shows its face.
 
-        The tracker's answer depends a little on where it looks (up to a pixel of 512). Here both are looked at in the same place and under
-        the same camera, so that a rendering that equals its target is at distance 0. Arguments and errors as :meth:`crops`.
+        The tracker's answer depends a little on where it looks (by about a pixel of 512). Here both are looked at in the same place and
+        under the same camera: a rendering that equals its target is at distance 0. Arguments and errors as :meth:`crops`.
         """
-        intrinsics, near = target.camera.intrinsics, project(target.mesh, target.camera)[0]
+        camera = target.camera.to("cpu", torch.float64)  # double precision is out of autocast's reach
+        intrinsics, near = camera.intrinsics, project(target.mesh.to(camera.intrinsics), camera)[0]
         return self.read(images, intrinsics, near), self.read(target.image, intrinsics, near)
 
     def read(
@@ -138,7 +144,8 @@ class FaceReader:
 
     def _expression(self, crop: FaceCrop) -> Float[Tensor, " e"]:
         mesh, blendshapes = (torch.from_numpy(values).to(self.face_model.mean) for values in (crop.mesh, crop.blendshapes))
-        return self.face_model.split(mesh, blendshapes)[1].cpu()
+        with torch.autocast(mesh.device.type, enabled=False):
+            return self.face_model.split(mesh, blendshapes)[1].cpu()
 
 
 def see(tracker: FaceTracker, image: ByteImage, near: FloatArray | None = None) -> Face | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -101,6 +101,8 @@ class Stage(LightningModule, ABC):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        for name in [name for name, value in self.hparams.items() if isinstance(value, nn.Module) or is_dataclass(value)]:
+            del self.hparams[name]  # built by hand, not by the command line: checkpoints hold no objects
         self.model, self.optimiser, self.image, self.coarse = model, optimiser or Optimiser(), image or ImageLoss(), coarse
         self.perceptual = make_perceptual(vgg, face)
         if start is not None:

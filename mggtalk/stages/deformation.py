@@ -61,7 +61,7 @@ def deformation_terms(stage: Stage, pair: Pair, weights: DeformationLoss) -> dic
     source, target = pair.source.expression, pair.target.expression
     moved = network(cloud, target, source).positions
     base = skin(cloud, network.face_model.displacement(target - source)).positions
-    shaken = target + weights.noise * _shake(target, stage.global_step)
+    shaken = target + weights.noise * _shake(target, stage.global_step if stage.training else 0)
     steady = skin(cloud, network.face_model.displacement(shaken - source)).positions
     unrest = (network(cloud, shaken, source).positions - steady) - (moved - base)
     importance = landmark_weights(mesh.shape[1], weights.focus).to(mesh)
@@ -73,6 +73,6 @@ def deformation_terms(stage: Stage, pair: Pair, weights: DeformationLoss) -> dic
 
 
 def _shake(expression: Float[Tensor, "b e"], step: int) -> Float[Tensor, "b e"]:
-    """Normal noise that depends on the step alone: alike on every process and after a resume."""
+    """Normal noise that depends on the step alone: alike on every process and after a resume. Validation has always the same."""
     generator = torch.Generator().manual_seed(step)
     return torch.randn(expression.shape[-1], generator=generator).to(expression).expand_as(expression)

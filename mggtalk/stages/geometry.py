@@ -5,9 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from jaxtyping import Float
+from torch import Tensor
+
+from datasets_toolkit.errors import UserError
+from mggtalk.geometry.cameras import project
+from mggtalk.geometry.images import sample
+from mggtalk.geometry.neck import bend, torso_camera
 from mggtalk.losses import Term, depth_agreement, normal_agreement, roughness
+from mggtalk.model import MGGTalk
 from mggtalk.stages.base import Stage, Trace
-from mggtalk.types import Pair
+from mggtalk.types import Frame, Identity, Pair
+
+SAME = 0.05
+"""Centimetres within which a point lies on the surface."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +53,10 @@ class GeometryStage(Stage):
         super().__init__(*args, **settings)
         self.geometry = geometry or GeometryLoss()
 
+    def on_fit_start(self) -> None:
+        """Refuse data without what the terms look at."""
+        require_depth(self, self.geometry)
+
     def objective(self, pair: Pair, trace: Trace) -> dict[str, Term]:
         """The paper's loss, agreement of depth across poses, and what keeps the surface smooth."""
         return {**self.pictures(trace.shown, pair.target), **geometry_terms(self, pair, trace, self.geometry)}
@@ -50,14 +65,38 @@ class GeometryStage(Stage):
 def geometry_terms(stage: Stage, pair: Pair, trace: Trace, weights: GeometryLoss) -> dict[str, Term]:
     """The terms that look at the refined surface."""
     identity, target = trace.identity, pair.target
-    moved = stage.model.deform(identity.points.visible, identity, target.expression, target.camera)
-    present = identity.points.visible.mask * identity.points.visible.opacity
+    moved = moved_surface(stage.model, identity, target)
     known = (pair.source.depth > 0).to(pair.source.depth)
     offset = (identity.surface.depth - pair.source.depth) * known
     size = known.sum((1, 2, 3)).clamp(min=1)
     return {
-        "depth/agreement": Term(value=depth_agreement(moved.positions, present, target), weight=weights.agreement),
+        "depth/agreement": Term(value=depth_agreement(moved, surface_weights(identity), target), weight=weights.agreement),
         "depth/normals": Term(value=normal_agreement(identity.surface.normals, pair.source.normals), weight=weights.normals),
         "depth/offset": Term(value=offset.abs().sum((1, 2, 3)) / size, weight=weights.offset),
         "depth/rough": Term(value=roughness(offset, known), weight=weights.rough),
     }
+
+
+def require_depth(stage: Stage, weights: GeometryLoss) -> None:
+    """Without the depth of targets nothing disagrees with anything, and the term would be 0 in silence.
+
+    Raises:
+        UserError: the data module does not read it.
+    """
+    read = getattr(getattr(stage.trainer, "datamodule", None), "target_labels", ("depth",))
+    if weights.agreement and "depth" not in read:
+        raise UserError("data.target_labels: depth is missing; add it, or set geometry.agreement of the stage to 0")
+
+
+def moved_surface(model: MGGTalk, identity: Identity, target: Frame) -> Float[Tensor, "b n 3"]:
+    """The source's visible points (canonical, cm) under the target's expression and head pose."""
+    points, torso = identity.points.visible, torso_camera(target.camera, identity.camera)
+    moved = model.deformation(points, target.expression, identity.expression)
+    return bend(moved.positions, moved.tangents, points.head_weight, points.head_weight_steps, target.camera, torso)[0]
+
+
+def surface_weights(identity: Identity) -> Float[Tensor, "b n"]:
+    """Opacities of those visible points that lie on the source's surface; eyeballs, teeth and the dark of a mouth lie behind."""
+    points = identity.points.visible
+    depth, surface = project(points.positions, identity.camera)[1], sample(identity.surface.depth, points.pixels)[..., 0]
+    return points.mask * points.opacity * ((depth - surface).abs() < SAME)

@@ -8,7 +8,7 @@ from mggtalk.losses import Term
 from mggtalk.stages.base import PARTS, Stage, Trace
 from mggtalk.stages.deformation import DeformationLoss, deformation_terms
 from mggtalk.stages.gaussians import GaussianLoss, gaussian_terms
-from mggtalk.stages.geometry import GeometryLoss, geometry_terms
+from mggtalk.stages.geometry import GeometryLoss, geometry_terms, require_depth
 from mggtalk.types import Pair
 
 
@@ -36,6 +36,10 @@ class JointStage(Stage):
         super().__init__(*args, **settings)
         self.geometry, self.deformation = geometry or GeometryLoss(), deformation or DeformationLoss()
         self.gaussians = gaussians or GaussianLoss()
+
+    def on_fit_start(self) -> None:
+        """Refuse data without what the terms look at."""
+        require_depth(self, self.geometry)
 
     def objective(self, pair: Pair, trace: Trace) -> dict[str, Term]:
         """The terms of all stages."""

@@ -11,17 +11,9 @@ from torchmetrics import Metric
 
 from mggtalk.data.packed import PairBatch
 from mggtalk.losses import head_mask
-from mggtalk.metrics.states import AED, AKD, APD, PSNR, SSIM, FoundShare, PerImageMetric
+from mggtalk.metrics.states import AED, AKD, APD, PSNR, SSIM, FoundShare, Mean
 from mggtalk.metrics.tracked import FaceReader
 from mggtalk.types import Reenactment
-
-
-class Mean(PerImageMetric):
-    """The mean of values that are computed elsewhere."""
-
-    def update(self, values: Float[Tensor, " b"], valid: Tensor) -> None:
-        """Add the valid ones."""
-        self._add(values[valid])
 
 
 class Measures(nn.Module):
@@ -51,12 +43,12 @@ class Measures(nn.Module):
         return values
 
     def faces(self, output: Tensor, batch: PairBatch) -> None:
-        """Read the faces of pictures and of what they should show, and compare them where both show one."""
+        """Read the faces of pictures and of what they should show, and compare them where both show one; AED over blendshapes."""
         seen, truth = self.reader.read_pair(output, batch.pair.target)
         there = truth.found & batch.valid.cpu()
         both = there & seen.found
         self.add("found", seen.found, there)
-        self.add("aed", seen.expression, truth.expression, both)
+        self.add("aed", seen.blendshapes, truth.blendshapes, both)
         self.add("apd", seen.pose, truth.pose, both)
         if "akd" in self.metrics:
             self.add("akd", seen.landmarks, truth.landmarks, both)
