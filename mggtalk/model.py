@@ -41,6 +41,7 @@ from mggtalk.modules.deformation import DeformationNetwork, Deformed, Still
 from mggtalk.modules.gaussians import Densifier, GaussianDecoder, base_gaussians, parameters
 from mggtalk.modules.identity import IdentityEncoder
 from mggtalk.modules.inpainter import Inpainter, classical_fill
+from mggtalk.modules.precision import exact
 from mggtalk.modules.refiner import GeometryRefiner
 from mggtalk.rendering.renderer import Renderer
 from mggtalk.types import Camera, Frame, Gaussians, HeadPoints, Identity, Pair, PointCloud, Reenactment, Surface, cat
@@ -69,7 +70,7 @@ class MGGTalk(nn.Module):
         encoder: spatial identity features.
         deformation: moves points by expression.
         visible_decoder: Gaussians of what the source shows.
-        mirrored_decoder: Gaussians of mirrored points, given their counterparts' (``extra=11``).
+        mirrored_decoder: Gaussians of mirrored points, given their counterparts' (``extra=11``); None lets the visible decoder do it.
         densifier: children of every Gaussian.
         inpainter: torso and background behind the head.
         renderer: splats.
@@ -77,6 +78,8 @@ class MGGTalk(nn.Module):
         margin: how far (cm) mirrored points must lie behind what the source shows.
         capacity: size of the set of visible points; by default as large as the source needs.
         sharpening: steps that make up for the blur of splatting.
+        symmetry: whether there are mirrored points at all.
+        filtered: whether those are dropped that are not needed: near visible points, or in front of what the source shows.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class MGGTalk(nn.Module):
         encoder: IdentityEncoder,
         deformation: DeformationNetwork,
         visible_decoder: GaussianDecoder,
-        mirrored_decoder: GaussianDecoder,
+        mirrored_decoder: GaussianDecoder | None,
         densifier: Densifier,
         inpainter: Inpainter,
         renderer: Renderer,
@@ -93,16 +96,22 @@ class MGGTalk(nn.Module):
         margin: float = 0.4,
         capacity: int | None = None,
         sharpening: int = 2,
+        symmetry: bool = True,
+        filtered: bool = True,
     ) -> None:
         super().__init__()
         self.refiner, self.encoder, self.deformation = refiner, encoder, deformation
         self.visible_decoder, self.mirrored_decoder = visible_decoder, mirrored_decoder
         self.densifier, self.inpainter, self.renderer = densifier, inpainter, renderer
         self.voxel_size, self.margin, self.capacity = voxel_size, margin, capacity
-        self.sharpening = sharpening
+        self.sharpening, self.symmetry, self.filtered = sharpening, symmetry, filtered
 
     def forward(self, pair: Pair) -> Reenactment:
         """The source with the target's expression, seen by the target's camera; the target's image is not looked at."""
+        with exact(pair.source.image.device):
+            return self._forward(pair)
+
+    def _forward(self, pair: Pair) -> Reenactment:
         identity = self.reconstruct(pair.source)
         coarse, dense = self.gaussians(identity, pair.target.expression, pair.target.camera)
         backdrop = self.backdrop(identity, pair.target.camera)
@@ -114,18 +123,24 @@ class MGGTalk(nn.Module):
 
     def reconstruct(self, frame: Frame) -> Identity:
         """What is computed once for a portrait (batched)."""
+        with exact(frame.image.device):
+            return self._reconstruct(frame)
+
+    def _reconstruct(self, frame: Frame) -> Identity:
         layers = take_apart(frame, frame.mesh[:, CHIN, 1])
         depth = self.refiner(frame, layers.head)
         mask = depth > 0
         surface = Surface(depth=depth, normals=normals_from_depth(depth, mask, frame.camera.intrinsics), mask=mask)
         background, torso, torso_alpha = self.inpaint(frame, layers)
         points = self.points(frame, layers, surface, torso)
-        features = self.encoder(frame.image, layers.head)
+        pixels = torch.cat([points.visible.pixels, points.mirrored.pixels], 1)
+        features = sample(self.encoder(frame.image, layers.head), pixels / 2)
+        visible_features, mirrored_features = features.split([points.visible.mask.shape[1], points.mirrored.mask.shape[1]], 1)
         return Identity(
             surface=surface,
             points=points,
-            visible_features=sample(features, points.visible.pixels / 2),
-            mirrored_features=sample(features, points.mirrored.pixels / 2),
+            visible_features=visible_features,
+            mirrored_features=mirrored_features,
             image=frame.image,
             background=background,
             torso=torso - (1 - torso_alpha) * background,
@@ -139,9 +154,11 @@ class MGGTalk(nn.Module):
         visible = visible_points(frame, layers, surface, self.deformation.face_model, self.capacity)
         visible = self.sharpened(visible, frame, backdrop)
         mirrored = mirror_cloud(visible, self.deformation.face_model.mirror)
-        rim = dilate((~surface.mask).to(surface.depth), max(surface.mask.shape[-1] // 96, 1)) > 0  # there footprints would stick out
-        hidden = hidden_behind(mirrored.positions, replace(surface, mask=surface.mask & ~rim), frame.camera, self.margin)
-        keep = voxel_filter(mirrored.positions, hidden & _mirrors(visible, frame), visible.positions, visible.mask, self.voxel_size)
+        keep = _mirrors(visible, frame) & self.symmetry
+        if self.filtered:
+            rim = dilate((~surface.mask).to(surface.depth), max(surface.mask.shape[-1] // 96, 1)) > 0  # there footprints would stick out
+            keep &= hidden_behind(mirrored.positions, replace(surface, mask=surface.mask & ~rim), frame.camera, self.margin)
+            keep = voxel_filter(mirrored.positions, keep, visible.positions, visible.mask, self.voxel_size)
         order = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, : max(int(keep.sum(1).max()), 1)]
         mirrored = _select(replace(mirrored, mask=keep), order)
         return HeadPoints(visible=cat([visible, inner_points(frame)], dim=1), mirrored=mirrored, counterpart=order)
@@ -162,7 +179,7 @@ class MGGTalk(nn.Module):
             added = sample(missed, pixels).unflatten(1, (-1, self.densifier.count))
             added = added * (cloud.child_opacity > 0.5)[..., None]
             cloud = replace(cloud, child_colour=cloud.child_colour + added, colour=cloud.colour + added.mean(-2))
-            children = replace(children, features=cloud.child_colour.flatten(1, 2))
+            children = replace(children, features=self.densifier.colours(cloud.colour, cloud.child_colour))
         return cloud
 
     def inpaint(self, frame: Frame, layers: Layers) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,11 +192,11 @@ class MGGTalk(nn.Module):
 
     def backdrop(self, identity: Identity, camera: Camera) -> Float[Tensor, "b 3 h w"]:
         """What the head is composited onto: the background, and the torso where the head has taken it."""
-        torso = torso_camera(camera, identity.camera)
-        pivot = torso.head_to_camera.new_tensor(PIVOT).expand(len(identity.background), 1, 3)
-        moved = project(pivot, torso)[0] - project(pivot, identity.camera)[0]
-        alpha = shift(identity.torso_alpha, moved[:, 0])
-        behind = shift(identity.torso, moved[:, 0]) + (1 - alpha) * identity.background
+        rests = torso_camera(camera, identity.camera)
+        pivot = rests.head_to_camera.new_tensor(PIVOT).expand(len(identity.background), 1, 3)
+        moved = project(pivot, rests)[0] - project(pivot, identity.camera)[0]
+        torso, alpha = shift(torch.cat([identity.torso, identity.torso_alpha], 1), moved[:, 0]).split([3, 1], 1)
+        behind = torso + (1 - alpha) * identity.background
         still = self.stillness(identity, camera)[:, None, None, None]
         return still * identity.image + (1 - still) * behind
 
@@ -201,8 +218,8 @@ class MGGTalk(nn.Module):
             features=features,
             still=self.deformation.still(points, identity.expression),
             visible=self.visible_decoder.body.lasting(identity.visible_features),
-            mirrored=self.mirrored_decoder.body.lasting(identity.mirrored_features),
-            parents=self.densifier.body.lasting(features),
+            mirrored=(self.mirrored_decoder or self.visible_decoder).body.lasting(identity.mirrored_features),
+            parents=self.densifier.lasting(features),
         )
 
     def gaussians(
@@ -216,15 +233,21 @@ class MGGTalk(nn.Module):
             camera: of the target; the torso rests where it says.
             prepared: may be kept from :meth:`prepare`.
         """
-        known = self.prepare(identity) if prepared is None else prepared
+        with exact(expression.device):
+            return self._gaussians(identity, expression, camera, self.prepare(identity) if prepared is None else prepared)
+
+    def _gaussians(self, identity: Identity, expression: Tensor, camera: Camera, known: Prepared) -> tuple[Gaussians, Gaussians]:
         points, count = known.points, identity.points.visible.mask.shape[1]
         moved = self.deformation(points, expression, identity.expression, known.still)
         torso = torso_camera(camera, identity.camera)
         deformed = Deformed(*bend(moved.positions, moved.tangents, points.head_weight, points.head_weight_steps, camera, torso))
         base = _base(deformed, points)
         stage_one = self.visible_decoder(base[:, :count], identity.visible_features, lasting=known.visible)
-        counterparts = _select(parameters(stage_one), identity.points.counterpart)
-        stage_two = self.mirrored_decoder(base[:, count:], identity.mirrored_features, counterparts, known.mirrored)
+        if self.mirrored_decoder is None:
+            stage_two = self.visible_decoder(base[:, count:], identity.mirrored_features, lasting=known.mirrored)
+        else:
+            counterparts = _select(parameters(stage_one), identity.points.counterpart)
+            stage_two = self.mirrored_decoder(base[:, count:], identity.mirrored_features, counterparts, known.mirrored)
         coarse = cat([stage_one, stage_two], dim=1)
         dense = self.densifier(coarse, base, deformed.tangents, points.child_colour, points.child_opacity, known.features, known.parents)
         return coarse, dense

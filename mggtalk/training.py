@@ -8,7 +8,8 @@ the file that it extends (``extends: base.yaml``, relative to itself); later val
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,33 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Arguments beside those of trainer, model and data."""
-        parser.add_argument("--extends", type=str | list[str] | None, default=None, help="experiment files that this one extends")
+        parser.add_argument("--extends", type=_done, default=None, help="experiment files that this one extends")
+
+    def instantiate_classes(self) -> None:
+        """As Lightning's, but what a constructor says of its arguments is not buried under what the parser makes of it.
+
+        Raises:
+            UserError: a constructor refuses its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            causes = list(_causes(error))
+            for cause in causes:
+                if isinstance(cause, UserError):
+                    raise cause from None
+            raise UserError(f"settings: {[cause for cause in causes if isinstance(cause, ValueError)][-1]}") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _done(files: Any) -> None:
+    """What the parser keeps of ``extends``: nothing, for the files have been read, and a config that a run writes is whole."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,6 +75,7 @@ def make_cli(arguments: Sequence[str], run: bool = True) -> TrainingCLI:
         UserError: as :func:`main`.
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
     return TrainingCLI(
         Stage,
         PairDataModule,
@@ -62,12 +90,14 @@ def make_cli(arguments: Sequence[str], run: bool = True) -> TrainingCLI:
 
 
 def with_bases(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with each ``--config FILE`` preceded by the files that FILE extends.
+    """The arguments, with each ``--config FILE`` preceded by the files that FILE extends, unless they are there already.
+
+    So ``--config experiments/geometry.yaml --config experiments/debug.yaml``, which extend one file, is one changed by the other.
 
     Raises:
         UserError: a file cannot be read, or extends itself.
     """
-    given, expanded = list(arguments), []
+    given, expanded, there = list(arguments), [], set()
     while given:
         word = given.pop(0)
         name, _, value = word.partition("=")
@@ -75,7 +105,10 @@ def with_bases(arguments: Sequence[str]) -> list[str]:
             expanded.append(word)
             continue
         value = value or (given.pop(0) if given else "")
-        expanded += [part for path in chain(Path(value)) for part in ("--config", str(path))]
+        for path in chain(Path(value)):
+            if path.resolve() not in there or path == Path(value):
+                expanded += ["--config", str(path)]
+                there.add(path.resolve())
     return expanded
 
 

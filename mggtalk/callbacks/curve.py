@@ -71,6 +71,7 @@ class CurveLogger(Logger):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path, self._file = path, -1
+        self._latest: set[Point] = set()  # of the last step
 
     @property
     def name(self) -> str:
@@ -111,6 +112,7 @@ class CurveLogger(Logger):
 
     def _rewrite(self, points: list[Point]) -> None:
         self.finalize("")
+        self._latest = {point for point in points if point.step == points[-1].step}
         with self._reported():
             write_whole(self.path, HEADER.encode() + encode_points(points))
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
@@ -134,9 +136,11 @@ class CurveLogger(Logger):
         """Append the values."""
         if self._file < 0:
             return  # validation alone has no curve
-        data = encode_points(Point(step or 0, name, float(value)) for name, value in metrics.items())
+        given = [Point(step or 0, name, float(value)) for name, value in metrics.items()]
+        points = [point for point in given if point not in self._latest]  # Lightning tells the epoch with training and with validation
+        self._latest = {point for point in self._latest if point.step == given[-1].step}.union(points) if given else set()
         with self._reported():
-            os.write(self._file, data)
+            os.write(self._file, encode_points(points))
 
     @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:

@@ -68,28 +68,28 @@ class NonFiniteGuard(Callback):
         own = not math.isfinite(loss)
         someone = trainer.strategy.reduce_boolean_decision(own, all=False)
         path = folder / f"step_{trainer.global_step:08d}_rank_{trainer.global_rank}.json"
-        what = "the loss" if someone else "the gradient"
+        when, what = f"after {trainer.global_step} steps", "the loss" if someone else "the gradient"
         if someone and not own:
-            raise UserError(f"step {trainer.global_step}: {what} of another process is not finite; its batch is in {folder}")
+            raise UserError(f"{when} {what} of another process is not finite; its batch is in {folder}")
         record = self._record(trainer, pl_module, loss, norm)
         _keep(path, record, self._batch)
-        terms = ", ".join(f"{name} {value}" for name, value in record["terms"].items()) or f"loss {loss}"
+        broken = [f"{name} {value}" for name, value in record["terms"].items() if not math.isfinite(float(value))]
+        values = ", ".join(broken) or f"loss {loss}, norm of the gradient {norm}"
         keys = ", ".join(pair.get("source_key", str(pair["source_row"])) for pair in record["pairs"][:3])
         raise UserError(
-            f"step {trainer.global_step}: {what} is not finite ({terms}); the weights are unchanged, the batch (sources {keys}...) is in"
-            f" {path} and {path.with_suffix('.safetensors').name}: check these samples, or lower the learning rate, and resume"
+            f"{when} {what} is not finite ({values}); the weights are unchanged, the batch (sources {keys}...) is in {path} and"
+            f" {path.with_suffix('.safetensors').name}: check these samples, or lower the learning rate, and go on from the last checkpoint"
         )
 
     def _record(self, trainer: Trainer, pl_module: LightningModule, loss: float, norm: float) -> dict[str, Any]:
-        terms = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
-        broken = {name: value for name, value in terms.items() if not math.isfinite(value)}
+        terms = {name: str(float(value)) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         return {
             "step": trainer.global_step,
             "epoch": trainer.current_epoch,
             "rank": trainer.global_rank,
             "loss": str(loss),
             "gradient_norm": str(norm),
-            "terms": {name: str(value) for name, value in (broken or terms).items()},
+            "terms": terms,
             "pairs": named_pairs(self._batch, getattr(data_of(trainer), "reader", None)),
             "not_finite": {
                 "inputs": _broken(named_tensors(self._batch)),

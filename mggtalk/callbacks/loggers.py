@@ -42,6 +42,7 @@ class WandbRun(WandbLogger):
     ) -> None:
         self.mode, self.reason = wandb_mode(offline, os.environ)
         super().__init__(name=name, save_dir=save_dir, id=id, project=project, mode=self.mode, tags=list(tags))
+        self._wandb_init.pop("anonymous", None)  # wandb warns of it, even of None
 
     @property
     @rank_zero_experiment

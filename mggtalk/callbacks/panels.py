@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,11 @@ class Panels(Callback):
         rows = consecutive_rows(data.reader, self.clip_frames)
         path = self._path(trainer, ".mp4")
         frames = _frames(trainer, pl_module, data, rows, size)
-        first = next(frames)
-        with VideoWriter(path, frame_rate(data.reader, int(rows[0])), (first.shape[1], first.shape[0])) as writer:
-            writer.write(first)
-            for frame in frames:
-                writer.write(frame)
+        with isolate_rng():  # a loader draws a seed when it begins
+            first = next(frames)
+            with VideoWriter(path, frame_rate(data.reader, int(rows[0])), (first.shape[1], first.shape[0])) as writer:
+                for frame in chain([first], frames):
+                    writer.write(frame)
         for logger in trainer.loggers:
             if hasattr(logger, "log_video"):
                 logger.log_video("clip", [str(path)], step=log_step(trainer))

@@ -92,6 +92,7 @@ class BufferPool:
         self._blocks: dict[str, SharedMemory] = {}
         self._free: list[SharedMemory] = []
         self._lent: set[str] = set()
+        self._users: dict[str, int] = {}
         tracker = SharedMemory(create=True, size=1)  # starts what watches over shared memory: forked workers must find it running
         tracker.close()
         tracker.unlink()
@@ -115,12 +116,17 @@ class BufferPool:
         self._free += [self._blocks[name] for name in self._lent]
         self._lent.clear()
 
-    def lend(self) -> str | None:
-        """The name of a block for the next batch; None as long as its size is not known."""
+    def lend(self, worker: int = 0) -> str | None:
+        """The name of a block for the next batch; None as long as its size is not known.
+
+        One that the same worker has had before goes first: it has mapped its pages already.
+        """
         if not self._size:
             return None
-        block = self._free.pop() if self._free else self._new()
+        mine = [place for place, block in enumerate(self._free) if self._users[block.name] == worker]
+        block = self._free.pop(mine[-1] if mine else -1) if self._free else self._new()
         self._lent.add(block.name)
+        self._users[block.name] = worker
         return block.name
 
     def open(self, placed: Placed) -> Any:

@@ -30,8 +30,10 @@ ALWAYS = ("image", "landmarks", "meta")
 class _Addressed:
     """The requests with their addresses and blocks, in the process that holds index and pool."""
 
-    def __init__(self, requests: TrainBatches | EveryPair, source: AddressBook, target: AddressBook, pool: BufferPool | None) -> None:
-        self.requests, self.source, self.target, self.pool = requests, source, target, pool
+    def __init__(
+        self, requests: TrainBatches | EveryPair, source: AddressBook, target: AddressBook, pool: BufferPool | None, workers: int
+    ) -> None:
+        self.requests, self.source, self.target, self.pool, self.workers = requests, source, target, pool, workers
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -39,10 +41,11 @@ class _Addressed:
     def __iter__(self) -> Iterator[Work]:
         if self.pool is not None:
             self.pool.reclaim()  # of an epoch that was left early
-        for request in self.requests:
+        for number, request in enumerate(self.requests):
             sides = ((self.source, request.source), (self.target, request.target))
             source, target = ([book[row] for row in rows.tolist()] for book, rows in sides)
-            yield Work(request=request, source=source, target=target, block=self.pool.lend() if self.pool is not None else None)
+            block = self.pool.lend(number % self.workers) if self.pool is not None else None  # the loader asks its workers in turn
+            yield Work(request=request, source=source, target=target, block=block)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ class PairLoader:
         self._loader = DataLoader(
             PairReader(reader.storage, transform or PairTransform()),
             batch_size=None,  # an item is a batch already
-            sampler=_Addressed(requests, books[0], books[1], self._pool),
+            sampler=_Addressed(requests, books[0], books[1], self._pool, workers.count),
             num_workers=workers.count,
             collate_fn=_as_it_is,
             worker_init_fn=start_worker,

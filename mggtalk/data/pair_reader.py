@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.sample import FrameMeta
-from datasets_toolkit.shards.codecs import COLUMNS, CodecError, decode_image
+from datasets_toolkit.shards.codec_checks import Buffer
+from datasets_toolkit.shards.codecs import COLUMNS, CodecError, decode_depth, decode_image, decode_matte, decode_parsing
 from datasets_toolkit.shards.reader import Address, decode_image_into
 from datasets_toolkit.shards.storage import Storage
 from datasets_toolkit.shards.tars import ShardError
@@ -25,6 +26,7 @@ from mggtalk.data.packed import PackedBatch, PackedFrame, PackedPair, collate
 from mggtalk.data.pairs import random_stream
 from mggtalk.types import Camera
 
+_INTO = {"parsing": decode_parsing, "matte": decode_matte, "depth": decode_depth}
 LABELS = ("parsing", "matte", "depth", "normals")
 """Columns that may be left out; image, landmarks and meta are always read."""
 
@@ -134,16 +136,16 @@ def read_frame(address: Address, storage: Storage, rows: Sequence[Array] = ()) -
     return PackedFrame(camera=camera, **matrices, **values), meta
 
 
-def _decode(name: str, data: bytes, size: int, into: Array | None) -> Any:
+def _decode(name: str, data: Buffer, size: int, into: Array | None) -> Any:
     """As the column decodes it, but normals stay bytes; in ``into`` if that is of this size."""
     picture = name in ("image", "normals")
     if picture and into is not None and into.shape == (size, size, 3):
         return decode_image_into(data, into)
-    value = COLUMNS["image"].check(decode_image(data), size) if picture else COLUMNS[name].decode(data, size)
-    if into is None or into.shape != value.shape:
-        return value
-    np.copyto(into, value)  # now, while the value lies in the cache and its memory can serve the next one
-    return into
+    if picture:
+        return COLUMNS["image"].check(decode_image(data), size)
+    if name in _INTO and into is not None and into.shape == (size, size):
+        return COLUMNS[name].check(_INTO[name](data, into), size)
+    return COLUMNS[name].decode(data, size)
 
 
 def _equal(pairs: list[PackedPair]) -> list[PackedPair]:

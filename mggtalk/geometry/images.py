@@ -18,7 +18,7 @@ def push_pull(image: Float[Tensor, "*batch c h w"], known: Float[Tensor, "*batch
         image: any channels.
         known: 1 where the image is to be kept, 0 where it is to be filled; values between mix the two.
     """
-    batch = image.shape[:-3]
+    batch, known = image.shape[:-3], known.to(image.dtype)
     filled = _pull(image.flatten(0, -4) if batch else image[None], known.flatten(0, -4) if batch else known[None])
     return filled.reshape(image.shape)
 

@@ -94,7 +94,9 @@ def voxel_filter(
     asked, which = asked.unique(return_inverse=True)
     occupied = occupied.unique()
     steps = torch.arange(-reach, reach + 1, device=low.device)
-    rows = asked[:, None] + (torch.cartesian_prod(steps, steps) * strides[1:3]).sum(dim=-1)  # each with the voxels from -reach to reach in it
+    rows = asked[:, None] + (torch.cartesian_prod(steps, steps) * strides[1:3]).sum(
+        dim=-1
+    )  # each with the voxels from -reach to reach in it
     place = torch.searchsorted(occupied, rows - reach)
     apart = (place == len(occupied)) | (occupied[place.clamp(max=len(occupied) - 1)] > rows + reach)
     keep = candidate_mask.clone()

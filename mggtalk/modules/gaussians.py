@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from mggtalk.geometry.cameras import matrix_to_quaternion, multiply_quaternions
 from mggtalk.geometry.head_points import CHILD_STEPS
+from mggtalk.modules.children import can_compile, children
 from mggtalk.modules.deformation import Deformed
 from mggtalk.modules.layers import MLP, fourier, fourier_size
 from mggtalk.types import Gaussians
@@ -98,7 +99,8 @@ class GaussianDecoder(nn.Module):
         """The Gaussians of the points of ``base``; ``lasting`` may be kept from ``body.lasting(features)``."""
         places = fourier(base.means, self.octaves)
         changing = places if counterpart is None else torch.cat([places, counterpart], -1)
-        return corrected(base, self.body(self.body.lasting(features) if lasting is None else lasting, changing))
+        correction = self.body(self.body.lasting(features) if lasting is None else lasting, changing)
+        return corrected(base, correction.to(base.means.dtype))  # which under autocast has fewer digits
 
 
 class Densifier(nn.Module):
@@ -142,17 +144,40 @@ class Densifier(nn.Module):
             colour: that the source shows at the children's places.
             opacity: likewise.
             features: identity features of the parents.
-            lasting: may be kept from ``body.lasting(features)``.
+            lasting: may be kept from :meth:`lasting`.
         """
-        lasting = self.body.lasting(features) if lasting is None else lasting
-        raw = self.body(lasting, parameters(parents)).unflatten(-1, (self.count, 3 + CORRECTIONS))
+        lasting = self.lasting(features) if lasting is None else lasting
+        raw = self.body(lasting, parameters(parents)).to(tangents.dtype).unflatten(-1, (self.count, 3 + CORRECTIONS))
+        if can_compile(raw, parents.means, tangents, colour, opacity):
+            limits = (self.limit, OPAQUE, 0.5 * self.spread / SPREAD)
+            return children(raw, parents, base, tangents, colour, opacity, self.steps, limits)
+        return self.moved(raw, parents, base, tangents, colour, opacity)
+
+    def lasting(self, features: Float[Tensor, "b n c"]) -> Float[Tensor, "b n w"]:
+        """What depends on identity features alone."""
+        return self.body.lasting(features)
+
+    def colours(self, colour: Float[Tensor, "b n 3"], child_colour: Float[Tensor, "b n k 3"]) -> Float[Tensor, "b m 3"]:
+        """Those that the bases of the children have, of points with these colours."""
+        return child_colour.flatten(1, 2)
+
+    def moved(
+        self,
+        raw: Float[Tensor, "b n k 13"],
+        parents: Gaussians,
+        base: Gaussians,
+        tangents: Float[Tensor, "b n 2 3"],
+        colour: Float[Tensor, "b n k 3"],
+        opacity: Float[Tensor, "b n k"],
+    ) -> Gaussians:
+        """The children, moved and corrected by what the network says (``raw``: offset 3, correction 10); else as :meth:`forward`."""
         offset, correction = raw[..., :3], raw[..., 3:]
         normal = torch.linalg.cross(*normalize(tangents, dim=-1, eps=1e-8).unbind(-2))
         size = tangents.norm(dim=-1).mean(-1)[..., None, None]
         moved = torch.tanh(offset) * self.limit
         shift = moved[..., :2] @ tangents + moved[..., 2:] * size * normal[..., None, :]
-        children = self.split(parents, base, tangents, colour, opacity)
-        return corrected(replace(children, means=children.means + shift.flatten(-3, -2)), correction.flatten(-3, -2))
+        split = self.split(parents, base, tangents, colour, opacity)
+        return corrected(replace(split, means=split.means + shift.flatten(-3, -2)), correction.flatten(-3, -2))
 
     def split(
         self,
@@ -178,3 +203,27 @@ class Densifier(nn.Module):
 
     def _each(self, values: Tensor) -> Tensor:
         return values.repeat_interleave(self.count, -2)
+
+
+class NoDensifier(Densifier):
+    """Leaves every Gaussian alone: the paper's ablation without densification. Nothing to train."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.count = 1
+
+    def forward(self, parents: Gaussians, *_: object, **__: object) -> Gaussians:
+        """The parents."""
+        return parents
+
+    def lasting(self, features: Float[Tensor, "b n c"]) -> Float[Tensor, "b n w"]:
+        """The features, which nobody asks for."""
+        return features
+
+    def colours(self, colour: Float[Tensor, "b n 3"], child_colour: Float[Tensor, "b n k 3"]) -> Float[Tensor, "b n 3"]:
+        """Those of the points."""
+        return colour
+
+    def split(self, parents: Gaussians, *_: object, **__: object) -> Gaussians:
+        """The parents."""
+        return parents

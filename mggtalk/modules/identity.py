@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mggtalk.modules.layers import Pointwise, UNet, unfold
+from mggtalk.modules.precision import learned
 
 
 class IdentityEncoder(nn.Module):
@@ -29,4 +30,6 @@ class IdentityEncoder(nn.Module):
     def forward(self, image: Float[Tensor, "b 3 h w"], head: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Features at half resolution of the image where ``head`` is 1."""
         half = ((image.shape[-2] + 1) // 2, (image.shape[-1] + 1) // 2)
-        return unfold(self.head(self.unet(torch.cat([(image * 2 - 1) * head, head], 1))), self.fold // 2, half)
+        with learned(image.device):
+            features = self.head(self.unet(torch.cat([(image * 2 - 1) * head, head], 1)))
+        return unfold(features.to(image.dtype), self.fold // 2, half)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mggtalk.geometry.images import dilate, push_pull
 from mggtalk.modules.layers import UNet, ZeroConv, unfold
+from mggtalk.modules.precision import learned
 
 
 def classical_fill(
@@ -45,7 +46,7 @@ class Inpainter(nn.Module):
         fold: pixels a side that the UNet takes as one.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 96), margin: int = 3, fold: int = 4) -> None:
+    def __init__(self, widths: tuple[int, ...] = (32, 48, 64), margin: int = 3, fold: int = 4) -> None:
         super().__init__()
         self.margin, self.fold = margin, fold
         self.unet = UNet(4, widths, fold)
@@ -59,6 +60,7 @@ class Inpainter(nn.Module):
             hidden: 1 where the head, or the whole person, hides what is behind.
         """
         where = dilate(hidden, self.margin)
-        features = self.head(self.unet(torch.cat([filled * 2 - 1, hidden], 1)))
-        correction = unfold(features, self.fold, (hidden.shape[-2], hidden.shape[-1]))
+        with learned(filled.device):
+            raw = self.head(self.unet(torch.cat([filled * 2 - 1, hidden], 1)))
+        correction = unfold(raw.to(filled.dtype), self.fold, (hidden.shape[-2], hidden.shape[-1]))
         return (filled + where * torch.tanh(correction)).clamp(0, 1)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, linear, pad, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import interpolate, linear, pad, pixel_shuffle, pixel_unshuffle, silu
+
+from mggtalk.modules.precision import learned
+
+PART = 1024
+"""Points that each thread of a CPU takes through a network at a time where no gradients are asked for."""
 
 
 class ZeroLinear(nn.Linear):
@@ -33,7 +39,7 @@ class ZeroConv(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
 
-class MLP(nn.Sequential):
+class MLP(nn.ModuleList):
     """Two hidden layers with SiLU and an output that starts at zero, of an input in two parts: one that lasts and one that changes.
 
     What the first layer makes of the part that lasts, :meth:`lasting`, can be kept while the other part changes.
@@ -45,19 +51,48 @@ class MLP(nn.Sequential):
     """
 
     def __init__(self, inputs: tuple[int, int], width: int, outputs: int) -> None:
-        super().__init__(nn.Linear(sum(inputs), width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), ZeroLinear(width, outputs))
+        super().__init__([nn.Linear(sum(inputs), width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), ZeroLinear(width, outputs)])
         self.inputs = inputs
 
     def lasting(self, values: Float[Tensor, "b n i"]) -> Float[Tensor, "b n w"]:
         """What the first layer makes of the lasting part."""
-        return linear(values, self[0].weight[:, : self.inputs[0]], self[0].bias)
+        first = self._linear()[0]
+        with learned(values.device):
+            return linear(values, first.weight[:, : self.inputs[0]], first.bias).to(values.dtype)
 
     def forward(self, lasting: Float[Tensor, "b n w"], changing: Float[Tensor, "b m j"]) -> Float[Tensor, "b n o"]:
         """The output; the changing part may be the same for all points (m = 1)."""
-        hidden = lasting + linear(changing, self[0].weight[:, self.inputs[0] :])
-        for layer in list(self)[1:]:
-            hidden = layer(hidden)
-        return hidden
+        with learned(lasting.device):
+            return self._body(lasting, changing).to(lasting.dtype)
+
+    def _body(self, lasting: Tensor, changing: Tensor) -> Tensor:
+        first, second, last = self._linear()
+        weight = first.weight[:, self.inputs[0] :]
+        if not torch.is_grad_enabled() and lasting.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            return self._streamed(lasting, changing, weight.t())
+        if changing.shape[1] == 1:
+            hidden = lasting + linear(changing, weight)
+        else:
+            hidden = torch.addmm(lasting.flatten(0, 1), changing.flatten(0, 1), weight.t()).unflatten(0, lasting.shape[:2])
+        return last(silu(second(silu(hidden))))
+
+    def _streamed(self, lasting: Tensor, changing: Tensor, weight: Tensor) -> Tensor:
+        """The output, a part of the points at a time through all layers, so that they stay in the cache of a CPU."""
+        _, second, last = self._linear()
+        result = lasting.new_empty(*lasting.shape[:2], last.out_features)
+        step = PART * torch.get_num_threads()
+        for index in range(len(lasting)):
+            for start in range(0, lasting.shape[1], step):
+                part = slice(start, start + step)
+                own = changing[index] if changing.shape[1] == 1 else changing[index, part]
+                hidden = silu(torch.mm(own, weight) + lasting[index, part], inplace=True)
+                hidden = silu(torch.mm(hidden, second.weight.t()).add_(second.bias), inplace=True)
+                result[index, part] = torch.mm(hidden, last.weight.t()).add_(last.bias)
+        return result
+
+    def _linear(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        first, _, second, _, last = self
+        return cast(nn.Linear, first), cast(nn.Linear, second), cast(nn.Linear, last)
 
 
 def fourier_size(octaves: int) -> int:
@@ -102,14 +137,14 @@ class Block(nn.Module):
 
     def forward(self, image: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
         """Features of the same size."""
-        return nn.functional.silu(self.body(image) + self.skip(image))
+        return silu(self.body(image) + self.skip(image))
 
 
 class UNet(nn.Module):
     """A small UNet (Ronneberger et al., 2015) on images of any size, on blocks of pixels.
 
-    What a convolution costs grows with the pixels, what it can say with the channels: ``fold`` x ``fold`` pixels become the channels of one,
-    so that few wide levels do the work of many narrow ones. :func:`unfold` turns features into pixels again.
+    What a convolution costs grows with the pixels, what it can say with the channels: ``fold`` x ``fold`` pixels become the channels of
+    one, so that few wide levels do the work of many narrow ones. :func:`unfold` turns features into pixels again.
 
     Args:
         inputs: channels of the image.

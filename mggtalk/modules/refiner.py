@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mggtalk.modules.layers import UNet, ZeroConv, unfold
+from mggtalk.modules.precision import learned
 from mggtalk.types import Frame
 
 
@@ -19,7 +20,7 @@ class GeometryRefiner(nn.Module):
         fold: pixels a side that the UNet takes as one.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 96), limit: float = 3.0, fold: int = 4) -> None:
+    def __init__(self, widths: tuple[int, ...] = (32, 48, 64), limit: float = 3.0, fold: int = 4) -> None:
         super().__init__()
         self.limit, self.fold = limit, fold
         self.unet = UNet(8, widths, fold)
@@ -29,6 +30,18 @@ class GeometryRefiner(nn.Module):
         """Corrected depth (cm); 0 outside the head, as the depth it corrects."""
         middle = frame.camera.head_to_camera[..., 2, 3][:, None, None, None]
         relative = (frame.depth - middle) / 10 * head
-        features = self.unet(torch.cat([frame.image * 2 - 1, relative, frame.normals, head], 1))
-        offset = unfold(self.head(features), self.fold, (head.shape[-2], head.shape[-1]))
+        with learned(head.device):
+            raw = self.head(self.unet(torch.cat([frame.image * 2 - 1, relative, frame.normals, head], 1)))
+        offset = unfold(raw.to(head.dtype), self.fold, (head.shape[-2], head.shape[-1]))
         return frame.depth + self.limit * torch.tanh(offset) * (frame.depth > 0)
+
+
+class NoRefiner(GeometryRefiner):
+    """Leaves the depth as it is: the paper's ablation without geometry refinement. Nothing to train."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def forward(self, frame: Frame, head: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+        """The annotated depth."""
+        return frame.depth

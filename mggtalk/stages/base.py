@@ -17,6 +17,7 @@ from mggtalk.checkpoints import load_weights
 from mggtalk.data.packed import PairBatch
 from mggtalk.losses import ImageLoss, Term, image_terms, total
 from mggtalk.model import MGGTalk
+from mggtalk.modules.precision import exact
 from mggtalk.networks.perceptual import make_perceptual
 from mggtalk.stages.measures import CrossMeasures, SelfMeasures
 from mggtalk.types import Frame, Gaussians, Identity, Pair, Reenactment
@@ -139,8 +140,9 @@ class Stage(LightningModule, ABC):
 
     def training_step(self, batch: PairBatch, index: int) -> Tensor:
         """The mean loss of the pairs."""
-        terms = self.objective(batch.pair, self.trace(batch.pair))
-        loss = total(terms).mean()
+        with exact(batch.valid.device):
+            terms = self.objective(batch.pair, self.trace(batch.pair))
+            loss = total(terms).mean()
         values = {f"train/{name}": term.value.detach().mean() for name, term in terms.items()}
         self.log_dict({"train/loss": loss.detach(), **values}, sync_dist=True, batch_size=len(batch.valid))
         self.log("train/rate_factor", self.optimiser.factor(self.global_step, self._steps()), batch_size=1)
@@ -167,6 +169,10 @@ class Stage(LightningModule, ABC):
         return self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
 
     def _measure(self, split: str, batch: PairBatch, loader: int) -> Reenactment:
+        with exact(batch.valid.device):
+            return self._measured(split, batch, loader)
+
+    def _measured(self, split: str, batch: PairBatch, loader: int) -> Reenactment:
         trace = self.trace(batch.pair)
         tracked = self.tracked == "always" or (self.tracked == "test" and split == "test")
         if loader == 0:
@@ -193,7 +199,14 @@ def freeze_all_but(model: MGGTalk, parts: tuple[str, ...]) -> None:
     """Only ``parts`` of the model record gradients."""
     model.requires_grad_(False)
     for part in parts:
-        getattr(model, part).requires_grad_(True)
+        for parameter in parameters_of(model, part):
+            parameter.requires_grad_(True)
+
+
+def parameters_of(model: MGGTalk, part: str) -> list[nn.Parameter]:
+    """Of a part of the model; a part that an ablation leaves out has none."""
+    module: nn.Module | None = getattr(model, part)
+    return [] if module is None else list(module.parameters())
 
 
 def parameter_groups(model: MGGTalk, parts: tuple[str, ...], optimiser: Optimiser) -> list[dict[str, Any]]:
@@ -201,7 +214,7 @@ def parameter_groups(model: MGGTalk, parts: tuple[str, ...], optimiser: Optimise
     groups = []
     for part in parts:
         rate = optimiser.rate * optimiser.rates.get(part, 1.0)
-        parameters = [parameter for parameter in getattr(model, part).parameters() if parameter.requires_grad]
+        parameters = [parameter for parameter in parameters_of(model, part) if parameter.requires_grad]
         matrices, others = [value for value in parameters if value.ndim > 1], [value for value in parameters if value.ndim < 2]
         for name, decay, chosen in (("matrices", optimiser.weight_decay, matrices), ("others", 0.0, others)):
             if chosen:
