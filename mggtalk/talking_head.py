@@ -34,7 +34,7 @@ from mggtalk.data.frames import to_frame
 from mggtalk.drivers import Control, motion_from_clip, retarget
 from mggtalk.export import BASES, load_model
 from mggtalk.geometry.face_model import FaceModel
-from mggtalk.model import MGGTalk
+from mggtalk.model import MGGTalk, Prepared
 from mggtalk.rendering.factory import RendererName, make_renderer
 from mggtalk.types import Camera, Frame, Identity, Motion, stack
 
@@ -55,6 +55,7 @@ class Avatar:
         annotations: parsing, depth and normals of the crop.
         frame: the crop as a record (batch of one).
         identity: what the model computed of it.
+        prepared: what it computed once more for all frames.
     """
 
     image: ByteImage
@@ -62,6 +63,7 @@ class Avatar:
     annotations: Annotations
     frame: Frame
     identity: Identity
+    prepared: Prepared
 
 
 class TalkingHead:
@@ -141,7 +143,9 @@ class TalkingHead:
         crop = crop_face(pixels, find_portrait(pixels, self.tracker, face=face, name=name), self.size)
         annotations = self.annotators(crop)
         frame = stack([to_frame(crop, annotations, self.face_model)]).to(self.device)
-        return Avatar(image=pixels, crop=crop, annotations=annotations, frame=frame, identity=self.model.reconstruct(frame))
+        identity = self.model.reconstruct(frame)
+        prepared = self.model.prepare(identity)
+        return Avatar(image=pixels, crop=crop, annotations=annotations, frame=frame, identity=identity, prepared=prepared)
 
     def track(self, video: str | Path, *, face: int = 0, smooth: bool = True, progress: Progress = iter) -> Motion:
         """The motion of a face in a video.
@@ -176,7 +180,7 @@ class TalkingHead:
     def render(self, avatar: Avatar, expression: torch.Tensor, head_to_camera: torch.Tensor) -> ByteImage:
         """One frame (uint8, size x size x 3) under an expression (e) and a head pose (4 x 4)."""
         camera = Camera(intrinsics=avatar.frame.camera.intrinsics, head_to_camera=head_to_camera[None])
-        _, gaussians = self.model.gaussians(avatar.identity, expression[None], camera)
+        _, gaussians = self.model.gaussians(avatar.identity, expression[None], camera, avatar.prepared)
         backdrop = self.model.backdrop(avatar.identity, camera)
         rendering = self.model.renderer(gaussians, camera, (self.size, self.size), backdrop)
         pixels = (rendering.image[0].clamp(0, 1) * 255).round().to(torch.uint8)

@@ -7,6 +7,7 @@ the file that it extends (``extends: base.yaml``, relative to itself); later val
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,18 @@ def main(arguments: Sequence[str]) -> None:
         UserError: a file cannot be read, or the data, the weights or the settings do not fit together.
         SystemExit: the arguments are no valid configuration; the message is on standard error.
     """
+    _hush()
     make_cli(arguments)
+
+
+def _hush() -> None:
+    """Lightning says everything once, and advertises nothing."""
+    if logging.getLogger().handlers:
+        logging.getLogger("lightning").handlers.clear()
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
+    for message in (".*args parameter is intended", ".*LeafSpec", ".*Checkpoint directory .* exists and is not empty"):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def make_cli(arguments: Sequence[str], run: bool = True) -> TrainingCLI:

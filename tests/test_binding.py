@@ -80,6 +80,17 @@ def slow_twin(pixel: np.ndarray, points: np.ndarray, depth: np.ndarray, fade: fl
     return weights
 
 
+def every_triangle(pixels: Tensor, vertices: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest triangle that holds each pixel of one image, and how deep it is there (inf: none), by testing all."""
+    a, b, c = vertices[TRIANGLES].unbind(-2)
+    area = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
+    rows = torch.stack([torch.stack([(b - a)[:, 1], -(b - a)[:, 0]], -1), torch.stack([-(c - a)[:, 1], (c - a)[:, 0]], -1)], -2)
+    third, second = ((pixels[:, None, None] - a[:, None]) * rows).sum(-1).unbind(-1)
+    shares = torch.stack([area + third + second, -second, -third], -1) / area[:, None]
+    inside = ((shares >= -1e-4) & (area.abs() >= 1e-6)[:, None]).all(-1)
+    return torch.where(inside, (shares * depth[TRIANGLES]).sum(-1), torch.inf).min(-1)[::-1]
+
+
 def dense_weights(anchors: Tensor, weights: Tensor) -> Tensor:
     """The weight of every vertex (n v) from anchors and weights of one image."""
     return torch.zeros(anchors.shape[1], 478, dtype=weights.dtype).scatter_add(1, anchors[0], weights[0])
@@ -95,6 +106,22 @@ def test_binding_agrees_with_its_slow_twin(seed: int, yaw: float, fade: float) -
     np.testing.assert_allclose(dense_weights(binding.anchors, binding.weights).numpy(), np.stack(expected), atol=1e-6)
     distances = [nearest_border(pixel, vertices[0].numpy())[0] for pixel in pixels[0].numpy()]
     np.testing.assert_allclose(binding.distance[0].numpy(), distances, atol=1e-9)
+
+
+@pytest.mark.parametrize("yaw", [-40.0, 0.0, 25.0, 80.0])
+@pytest.mark.parametrize("size", [96, 512])
+def test_no_triangle_is_overlooked(yaw: float, size: int) -> None:
+    """The grid of cells finds for every pixel of an image what testing all triangles finds."""
+    mesh = (face_model().mean + 0.1 * face_model().blendshapes[25]).double().numpy()
+    vertices, depth = (torch.from_numpy(values) for values in project_head(mesh, pose(yaw), size))
+    step = size / 96
+    x = torch.arange(0.5, 96, dtype=torch.float64) * step
+    pixels = torch.stack(torch.meshgrid(x, x, indexing="xy"), -1).reshape(-1, 2)
+    binding = bind(pixels[None], vertices[None], depth[None], TRIANGLES, at(5.0))
+    best, at_depth = every_triangle(pixels, vertices, depth)
+    hit = at_depth < torch.inf
+    assert hit.sum() > 500 and torch.equal(binding.anchors[0][hit], TRIANGLES[best][hit])
+    torch.testing.assert_close((binding.weights[0] * depth[binding.anchors[0]]).sum(-1)[hit], at_depth[hit], rtol=0, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=20)
@@ -157,7 +184,7 @@ def test_outside_the_rim_the_weights_fade(distance: float, fade: float) -> None:
     """Straight below the chin, the lowest point of the frontal face: exp(-(d / fade)^2)."""
     vertices, depth = projected(0.0)
     lowest = vertices[0][vertices[0, :, 1].argmax()]
-    binding = bind((lowest + torch.tensor([0, distance])).double()[None, None], vertices, depth, TRIANGLES, at(fade))
+    binding = bind((lowest + torch.tensor([0, distance], dtype=torch.float64))[None, None], vertices, depth, TRIANGLES, at(fade))
     assert binding.distance.item() == pytest.approx(distance, rel=1e-6)
     assert binding.weights.sum().item() == pytest.approx(np.exp(-((distance / fade) ** 2)), rel=1e-6)
 

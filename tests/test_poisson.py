@@ -47,7 +47,7 @@ def test_a_face_sized_hole(screen: float) -> None:
     y, x = np.mgrid[:128, :128]
     known = ((x - 60) / 28) ** 2 + ((y - 70) / 36) ** 2 < 1
     value = np.where(known, 3 * np.sin(x / 9) + y / 40 - 2, 0)
-    np.testing.assert_allclose(screened_poisson(value, known, screen), direct(value, known, screen), atol=1e-4)
+    np.testing.assert_allclose(screened_poisson(value, known, screen), direct(value, known, screen), atol=5e-4)
 
 
 def test_nothing_known_gives_nothing_and_all_known_gives_itself() -> None:
