@@ -52,12 +52,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; give a .ckpt file of training, or the folder of an exported model") from None
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"an object ({found[1]})" if found else "more"
-        raise CheckpointError(f"{path}: holds {what} beside weights and settings, so it is not read") from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
+    except Exception as error:  # whatever damaged bytes do to the reader
+        found = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if found:
+            raise CheckpointError(f"{path}: holds an object ({found[1]}) beside weights and settings, so it is not read") from error
+        reason = f" ({error})" if isinstance(error, OSError) else ""
+        raise CheckpointError(f"{path}: not a readable checkpoint{reason}; if it was copied, copy it again") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise CheckpointError(f"{path}: not a checkpoint of training (it has no state_dict)")
     return checkpoint

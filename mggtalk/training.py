@@ -67,7 +67,8 @@ def main(arguments: Sequence[str]) -> None:
         SystemExit: the arguments are no valid configuration; the message is on standard error.
     """
     _hush()
-    make_cli(arguments)
+    safe = [] if any(word.startswith("--weights_only") for word in arguments) else ["--weights_only", "true"]
+    make_cli([*arguments, *(safe if arguments[:1] and arguments[0] in COMMANDS else [])])  # checkpoints hold no objects
 
 
 def _hush() -> None:
@@ -87,7 +88,6 @@ def make_cli(arguments: Sequence[str], run: bool = True) -> TrainingCLI:
         UserError: as :func:`main`.
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
     return TrainingCLI(
         Stage,
         PairDataModule,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -158,10 +160,29 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def start_worker(number: int = 0) -> None:
-    """Settings of a process that only reads: one thread, interrupts are left to the training process, freed memory is kept."""
+    """Settings of a process that only reads: one thread, signals are left to the training process, freed memory is kept."""
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_stops_to_training()
     keep_memory()
+
+
+def leave_stops_to_training() -> None:
+    """Outlive signals to the whole group of processes, or training would lose its workers before it has saved.
+
+    SIGTERM is also how the training process ends a worker, so it counts if it comes from there; only Linux tells who sent it.
+    """
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def keep_memory() -> None:

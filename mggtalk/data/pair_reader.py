@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,9 +26,9 @@ from mggtalk.data.packed import PackedBatch, PackedFrame, PackedPair, collate
 from mggtalk.data.pairs import random_stream
 from mggtalk.types import Camera
 
-_INTO = {"parsing": decode_parsing, "matte": decode_matte, "depth": decode_depth}
 LABELS = ("parsing", "matte", "depth", "normals")
 """Columns that may be left out; image, landmarks and meta are always read."""
+_INTO: dict[str, Callable[[Buffer, Array], Array]] = {"parsing": decode_parsing, "matte": decode_matte, "depth": decode_depth}
 
 
 @dataclass(frozen=True, kw_only=True)

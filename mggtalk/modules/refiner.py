@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
-from mggtalk.modules.layers import UNet, ZeroConv, unfold
+from mggtalk.modules.layers import UNet, ZeroConv
 from mggtalk.modules.precision import learned
 from mggtalk.types import Frame
 
 
 class GeometryRefiner(nn.Module):
     """Predicts a depth offset from image, depth, normals and head mask (paper, DGSR: "a small 2D UNet").
+
+    The offset is smooth: one number for each block of ``fold`` x ``fold`` pixels, interpolated. Detail is in the base already; what
+    training would add to it at every pixel begins as noise, which tears the surface.
 
     Args:
         widths: channels of the UNet's levels.
@@ -24,7 +28,7 @@ class GeometryRefiner(nn.Module):
         super().__init__()
         self.limit, self.fold = limit, fold
         self.unet = UNet(8, widths, fold)
-        self.head = ZeroConv(widths[0], fold**2)
+        self.head = ZeroConv(widths[0], 1)
 
     def forward(self, frame: Frame, head: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
         """Corrected depth (cm); 0 outside the head, as the depth it corrects."""
@@ -32,7 +36,8 @@ class GeometryRefiner(nn.Module):
         relative = (frame.depth - middle) / 10 * head
         with learned(head.device):
             raw = self.head(self.unet(torch.cat([frame.image * 2 - 1, relative, frame.normals, head], 1)))
-        offset = unfold(raw.to(head.dtype), self.fold, (head.shape[-2], head.shape[-1]))
+        size = [self.fold * side for side in raw.shape[-2:]]  # the last blocks may reach beyond the image
+        offset = interpolate(raw.to(head.dtype), size, mode="bilinear", align_corners=False)[..., : head.shape[-2], : head.shape[-1]]
         return frame.depth + self.limit * torch.tanh(offset) * (frame.depth > 0)
 
 

@@ -182,8 +182,7 @@ class Stage(LightningModule, ABC):
         trace = self.trace(batch.pair)
         tracked = self.tracked == "always" or (self.tracked == "test" and split == "test")
         if loader == 0:
-            loss = total(self.objective(batch.pair, trace))
-            self.measures[split].update(loss, trace.shown, batch, tracked)
+            self.measures[split].update(self.objective(batch.pair, trace), trace.shown, batch, tracked)
         else:
             self.cross_measures[split].update(trace.shown, batch, tracked)
         return trace.shown

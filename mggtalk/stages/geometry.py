@@ -32,10 +32,10 @@ class GeometryLoss:
         rough: of the second difference of the correction.
     """
 
-    agreement: float = 0.1
+    agreement: float = 0.3
     normals: float = 0.05
     offset: float = 0.005
-    rough: float = 0.2
+    rough: float = 0.05
 
 
 class GeometryStage(Stage):
@@ -55,6 +55,7 @@ class GeometryStage(Stage):
 
     def on_fit_start(self) -> None:
         """Refuse data without what the terms look at."""
+        super().on_fit_start()
         require_depth(self, self.geometry)
 
     def objective(self, pair: Pair, trace: Trace) -> dict[str, Term]:

@@ -39,6 +39,7 @@ class JointStage(Stage):
 
     def on_fit_start(self) -> None:
         """Refuse data without what the terms look at."""
+        super().on_fit_start()
         require_depth(self, self.geometry)
 
     def objective(self, pair: Pair, trace: Trace) -> dict[str, Term]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mggtalk.data.packed import PairBatch
-from mggtalk.losses import head_mask
+from mggtalk.losses import Term, head_mask, total
 from mggtalk.metrics.states import AED, AKD, APD, PSNR, SSIM, FoundShare, Mean
 from mggtalk.metrics.tracked import FaceReader
 from mggtalk.types import Reenactment
@@ -55,18 +55,22 @@ class Measures(nn.Module):
 
 
 class SelfMeasures(Measures):
-    """Of pairs of one clip: the target is the truth. Of the picture after densification, full frame and head-masked; the mean loss."""
+    """Of pairs of one clip, where the target is the truth: of the picture after densification, full frame and head-masked; the loss."""
 
     def __init__(self) -> None:
         pictures = {"psnr": PSNR(), "psnr_head": PSNR(), "ssim": SSIM(), "ssim_head": SSIM()}
         super().__init__({"loss": Mean(), **pictures, "akd": AKD(), "aed": AED(), "apd": APD(), "found": FoundShare()})
 
     @torch.no_grad()
-    def update(self, loss: Float[Tensor, " b"], shown: Reenactment, batch: PairBatch, tracked: bool) -> None:
+    def update(self, terms: Mapping[str, Term], shown: Reenactment, batch: PairBatch, tracked: bool) -> None:
         """Add a batch; with ``tracked`` the faces of output and truth are read too."""
         target, output = batch.pair.target, shown.dense.image.clamp(0, 1)
         mask = head_mask(target)
-        self.add("loss", loss, batch.valid)
+        self.add("loss", total(terms), batch.valid)
+        for name, term in terms.items():
+            if name not in self.metrics:  # every stage has its own; the same on all processes
+                self.metrics[name] = Mean().to(term.value.device)
+            self.add(name, term.value, batch.valid)
         for name, weights in (("psnr", None), ("psnr_head", mask), ("ssim", None), ("ssim_head", mask)):
             self.add(name, output, target.image, weights, batch.valid)
         if tracked:
