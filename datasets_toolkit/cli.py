@@ -12,6 +12,7 @@ from pathlib import Path
 from datasets_toolkit import __version__
 from datasets_toolkit.errors import MediaError, UserError
 from datasets_toolkit.schema import ByteImage
+from datasets_toolkit.shards.storage_options import storage_options
 
 SIZES = (64, 2048)
 """Smallest and largest crop, pixels a side."""
@@ -37,8 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(function: Callable[[argparse.Namespace], int | None], parsed: argparse.Namespace) -> int:
     """Call a command, which may return a status; a user's mistake becomes one line on stderr and status 2, Ctrl-C status 130."""
+    addresses = [getattr(parsed, "root", None), getattr(parsed, "out", None), *getattr(parsed, "words", ())]
     try:
-        return function(parsed) or 0
+        with storage_options(getattr(parsed, "storage_option", ()), addresses):
+            return function(parsed) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""``mggdata build`` and ``mggdata recompute``."""
+"""The commands of ``mggdata`` that make data sets: ``build``, ``recompute``, ``recipes`` and ``synthesize``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets_toolkit.errors import UserError
+from datasets_toolkit.shards.storage_options import HELP
 
 if TYPE_CHECKING:
     from datasets_toolkit.build.executors import Executor
     from datasets_toolkit.build.run import Summary
-    from datasets_toolkit.recipes.base import Source
 
 _SETTING = re.compile(r"^[A-Za-z_][\w.]*=")
 
@@ -24,15 +23,19 @@ def add_commands(commands: Any) -> None:
     """Add the commands to the subparsers of ``mggdata``."""
     _add_build(commands.add_parser("build", help="videos to a data set of annotated face crops", description=_BUILD))
     _add_recompute(commands.add_parser("recompute", help="make one column of a data set anew", description=_RECOMPUTE))
+    _add_recipes(commands.add_parser("recipes", help="the layouts that --recipe reads, their options, and where to get the data"))
+    _add_synthesize(commands.add_parser("synthesize", help="talking heads of which everything is known", description=_SYNTHESIZE))
 
 
 _BUILD = "Make a data set from videos, or go on with one: what is there already is not made again."
 _RECOMPUTE = "Make the labels of one annotator anew, and nothing else; other settings (key=value) replace those of the data set."
+_SYNTHESIZE = "Make a finished data set of synthetic heads with exact labels, or with --videos the videos that the recipe synthetic reads."
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="SOURCE", help="videos, folders of videos, addresses, or settings (key=value)")
     parser.add_argument("--recipe", nargs=2, action="append", default=[], metavar=("NAME", "ROOT"), help="a data set in its own layout")
+    parser.add_argument("--recipe-option", action="append", default=[], metavar="[NAME.]KEY=VALUE", help="see: mggdata recipes NAME")
     parser.add_argument("--out", required=True, help="folder or address of the data set")
     parser.add_argument("--config", type=Path, help="YAML with settings")
     parser.add_argument("--policy", help="which clips are kept: a YAML file, default, strict, or none for all")
@@ -57,10 +60,12 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", help="of a Ray cluster; by default one is started on this machine")
     parser.add_argument("--partition", help="of Slurm")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give a video up after this time (local engine)")
+    parser.add_argument("--storage-option", action="append", default=[], metavar="KEY=VALUE", help=HELP)
 
 
 def _build(parsed: argparse.Namespace) -> None:
     from datasets_toolkit.build.config import load_config
+    from datasets_toolkit.build.given_sources import find_sources
     from datasets_toolkit.build.progress import Progress
     from datasets_toolkit.build.run import build
 
@@ -70,7 +75,7 @@ def _build(parsed: argparse.Namespace) -> None:
     if parsed.shard_samples is not None:
         words.append(f"shard_samples={parsed.shard_samples}")
     config = load_config(parsed.config, words)
-    sources = find_sources([word for word in parsed.words if word not in words], parsed.recipe)
+    sources = find_sources([word for word in parsed.words if word not in words], parsed.recipe, parsed.recipe_option)
     with _stoppable(), _executor(parsed) as executor:
         summary = build(sources, config, parsed.out, executor=executor, work=parsed.work, until=parsed.until, progress=Progress())
     _report(parsed.out, summary)
@@ -85,32 +90,53 @@ def _recompute(parsed: argparse.Namespace) -> None:
     _report(parsed.out, summary)
 
 
-def find_sources(words: Sequence[str], recipes: Sequence[Sequence[str]]) -> list[Source]:
-    """The source videos that the command line names; what a recipe found and missed is told on stderr.
+def _add_recipes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="tell all of one recipe")
+    parser.set_defaults(function=_recipes)
 
-    Raises:
-        UserError: nothing is named, or a path is not there.
-    """
+
+def _recipes(parsed: argparse.Namespace) -> None:
+    from datasets_toolkit.recipes import RECIPES, recipe_class
+    from datasets_toolkit.recipes.options import describe_recipe, recipes_table
+
+    if parsed.name is not None:
+        print(describe_recipe(recipe_class(parsed.name)))
+        return
+    print(recipes_table([recipe_class(name) for name in RECIPES]))
+    print("\nmggdata recipes NAME tells the layout, the options, known defects, and where to get the data")
+
+
+def _add_synthesize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, help="empty or absent folder, or address of the data set")
+    parser.add_argument("--videos", action="store_true", help="mp4 videos with sound instead of a data set")
+    for name, text in _NUMBERS.items():
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    parser.add_argument("--storage-option", action="append", default=[], metavar="KEY=VALUE", help=HELP)
+    parser.set_defaults(function=_synthesize)
+
+
+_NUMBERS = {
+    "clips": "how many, of the people in turn (default 16; of videos 4)",
+    "frames": "of each clip, 25 a second (default 24; of videos 100)",
+    "size": "pixels a side (default 128; of videos 384)",
+    "persons": "people at the most (default 8; of videos 4)",
+    "seed": "of everything (default 0)",
+}
+
+
+def _synthesize(parsed: argparse.Namespace) -> None:
     from datasets_toolkit.build.source_files import is_address
-    from datasets_toolkit.recipes import Source, coverage, join_people, recipe_for
+    from datasets_toolkit.synthetic import build_synthetic, write_videos
 
-    found = []
-    for name, root in [*recipes, *(["folder", word] for word in words if Path(word).is_dir())]:
-        discovery = recipe_for(name).discover(Path(root))
-        if name != "folder" or discovery.broken or discovery.notes:
-            print(coverage(discovery), file=sys.stderr)
-        found += discovery.sources
-    for word in words:
-        if Path(word).is_dir():
-            continue
-        if not is_address(word) and not Path(word).is_file():
-            raise UserError(f"{word}: no such video or folder; check the path")
-        path = word if is_address(word) else str(Path(word).absolute())
-        found.append(Source(path=path, source_hint=Path(word).name, dataset="folder"))
-    if not found:
-        raise UserError("no source videos; name videos or folders, or give --recipe NAME ROOT")
-    unique = {(source.path, source.start, source.end, source.meta.get("box")): source for source in found[::-1]}
-    return sorted(join_people(unique.values()), key=lambda one: (one.path, one.start or 0.0, one.source_hint))
+    given = {name: getattr(parsed, name) for name in _NUMBERS if getattr(parsed, name) is not None}
+    if not parsed.videos:
+        info = build_synthetic(parsed.out, **given).info
+        print(f"{parsed.out}: {info.counts['clips']} clips, {info.counts['samples']} samples in {len(info.shards)} shards")
+        return
+    if is_address(parsed.out):
+        raise UserError(f"--out {parsed.out}: videos are written to a folder of this machine; give one")
+    for path in write_videos(Path(parsed.out), **given):
+        print(path)
 
 
 def _executor(parsed: argparse.Namespace) -> Executor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets_toolkit.errors import UserError
+from datasets_toolkit.shards.storage_options import HELP
 
 if TYPE_CHECKING:
     from datasets_toolkit.shards.shard_reader import ShardReader
@@ -28,7 +29,7 @@ def add_commands(commands: Any) -> None:
     _add_verify(commands.add_parser("verify", help="test every promise of a data set; exit status 1 if one is broken"))
     _add_stats(commands.add_parser("stats", help="hours, people, samples and bytes of a data set"))
     _add_preview(commands.add_parser("preview", help="contact sheets of all labels, and a page to look through them"))
-    _add_purge(commands.add_parser("purge", help="take a source or a person out of a data set and its work folder"))
+    _add_purge(commands.add_parser("purge", help="take a source or a person out of a data set or unfinished build, and its work folder"))
     _add_export(commands.add_parser("export", help="labels as files that other programs read"))
 
 
@@ -118,22 +119,24 @@ def _add_purge(parser: argparse.ArgumentParser) -> None:
     _add_root(parser)
     parser.add_argument("--source", action="append", default=[], metavar="ID", help="id of a source in sources.parquet; may be repeated")
     parser.add_argument("--person", action="append", default=[], metavar="NAME", help="all sources of a person; may be repeated")
+    parser.add_argument("--video", action="append", default=[], metavar="PATH", help="a source video, by its place or its content")
     parser.add_argument("--work", type=Path, metavar="DIR", help="the work folder, if it is not OUT/work")
     parser.set_defaults(function=_purge)
 
 
 def _purge(parsed: argparse.Namespace) -> None:
-    from datasets_toolkit.build.purge import purge
+    from datasets_toolkit.build.purge_everywhere import purge_everywhere
     from datasets_toolkit.shards.storage import Storage
 
-    if not parsed.source and not parsed.person:
-        raise UserError("purge: give --source ID or --person NAME")
+    if not parsed.source and not parsed.person and not parsed.video:
+        raise UserError("purge: give --source ID, --person NAME or --video PATH")
     storage = Storage(parsed.root)
     work = parsed.work if parsed.work is not None or storage.local is None else storage.local / "work"
     if parsed.work is not None and not parsed.work.is_dir():
         raise UserError(f"--work {parsed.work}: no such folder; give the one that the build was given")
+    names = {"sources": parsed.source, "people": parsed.person, "videos": parsed.video}
     with _bars() as progress:
-        done = purge(storage, sources=parsed.source, people=parsed.person, work=work, progress=progress)
+        done = purge_everywhere(storage, **names, work=work.absolute() if work is not None else None, progress=progress)
     print(f"purged {done.sources} sources, {done.clips} clips, {done.samples} samples")
     print(f"{done.rewritten} shards written anew, {done.removed} removed; {done.units} units of work removed")
     if work is None:
@@ -162,6 +165,7 @@ def _export(parsed: argparse.Namespace) -> None:
 
 def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="OUT", help="the data set: a folder or an fsspec address")
+    parser.add_argument("--storage-option", action="append", default=[], metavar="KEY=VALUE", help=HELP)
 
 
 def _reader(root: str) -> ShardReader:

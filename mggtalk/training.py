@@ -32,6 +32,17 @@ class TrainingCLI(LightningCLI):
         """Arguments beside those of trainer, model and data."""
         parser.add_argument("--extends", type=_done, default=None, help="experiment files that this one extends")
 
+    def before_instantiate_classes(self) -> None:
+        """Miss a checkpoint before anything is built.
+
+        Raises:
+            UserError: there is none.
+        """
+        settings = self.config.get(self.subcommand) if self.subcommand else self.config
+        path = settings.get("ckpt_path")
+        if path and "://" not in path and path not in ("last", "best", "hpc", "registry") and not Path(path).exists():
+            raise UserError(f"{path}: no such file; give the last.ckpt or best.ckpt of a run to --ckpt_path")
+
     def instantiate_classes(self) -> None:
         """As Lightning's, but what a constructor says of its arguments is not buried under what the parser makes of it.
 
@@ -75,10 +86,16 @@ def _hush() -> None:
     """Lightning says everything once, and advertises nothing."""
     if logging.getLogger().handlers:
         logging.getLogger("lightning").handlers.clear()
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
+    lightning = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector")
+    for name in lightning:
+        logging.getLogger(f"lightning.{name}").addFilter(_worth_telling)
     for message in (".*args parameter is intended", ".*LeafSpec", ".*Checkpoint directory .* exists and is not empty"):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Neither advertisements, nor a word on how a checkpoint would be loaded when one is saved."""
+    return not any(words in record.getMessage() for words in ("Tip:", "`weights_only` was not set"))
 
 
 def make_cli(arguments: Sequence[str], run: bool = True) -> TrainingCLI:

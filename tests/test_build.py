@@ -172,7 +172,7 @@ def test_scores_come_before_labels(videos: list[Path], tmp_path: Path) -> None:
         "clips.parquet",
         "sources.parquet",
     ]
-    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["content", "tmp", "track"]
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["content", "tmp", "track", "unfinished"]
     assert summary.shards == []
     clips = read_table(Storage(tmp_path), "clips.parquet").to_pylist()
     assert len(clips) == 2

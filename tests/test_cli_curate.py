@@ -118,7 +118,7 @@ MISTAKES = {
     "a negative seed": (("verify", "{root}", "--sample", "1", "--seed", "-1"), "--seed -1: must be at least 0"),
     "no frames": (("preview", "{root}", "--out", "{tmp}/look", "--frames", "0"), "--frames 0"),
     "a preview that is there": (("preview", "{root}", "--out", "{tmp}"), "is there already"),
-    "purging nobody": (("purge", "{root}"), "give --source ID or --person NAME"),
+    "purging nobody": (("purge", "{root}"), "give --source ID, --person NAME or --video PATH"),
     "purging somebody else": (("purge", "{root}", "--person", "mallory"), "has no person 'mallory'"),
     "no work folder": (("purge", "{root}", "--person", "bob", "--work", "{tmp}/nowhere"), "nowhere: no such folder"),
     "no such clip": (("export", "{root}", "--what", "depth", "--clip", "x_00", "--to", "{tmp}/out"), "no samples of a clip 'x_00'"),

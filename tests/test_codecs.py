@@ -468,3 +468,21 @@ def test_the_benchmark_measures_every_codec(tmp_path: Path, astronaut: ByteImage
     assert all(row["decode_ms"] > 0 and row["encode_ms"] > 0 and row["kib"] > 0 for row in rows)
     ours = {label: error for (label, codec), error in errors.items() if "(ours)" in codec}
     assert ours["depth"] == "at most 0.0050 cm" and float(ours["image"].split()[0]) > 38 and float(ours["normals"].split()[0]) < 2
+
+
+@pytest.mark.parametrize("name", ["parsing", "matte", "depth"])
+def test_maps_are_decoded_into_memory_that_is_there(name: str) -> None:
+    values = np.random.default_rng(3).integers(0, 15, (24, 40), np.uint8)
+    column = COLUMNS[name]
+    data = column.encoder(values.astype(column.dtype))
+    wanted = column.decoder(data)
+    for wrap in (bytes, memoryview):
+        stack = np.full((3, 24, 40), 77, column.dtype)
+        made = column.decoder(wrap(data), stack[1])  # type: ignore[call-arg]
+        assert np.shares_memory(made, stack)
+        np.testing.assert_array_equal(stack[1], wanted)
+        assert (stack[[0, 2]] == 77).all()
+        small = np.full((24, 39), 77, column.dtype)
+        other = column.decoder(wrap(data), small)  # type: ignore[call-arg]
+        np.testing.assert_array_equal(other, wanted)
+        assert (small == 77).all()

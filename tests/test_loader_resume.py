@@ -333,3 +333,15 @@ def test_pictures_decode_into_given_memory() -> None:
     for wrong, out in ((data, np.zeros((56, 40, 3), np.uint8)), (data[:300], memory), (b"", memory)):
         with pytest.raises(CodecError, match="build it again"):
             decode_image_into(wrong, out)
+
+
+def test_a_worker_gets_back_what_it_has_mapped() -> None:
+    pool = BufferPool()
+    pool.learn(Camera(intrinsics=torch.zeros(2, 3, 3), head_to_camera=torch.zeros(2, 4, 4)))
+    lent = {worker: pool.lend(worker) for worker in (0, 1, 2)}
+    pool.reclaim()
+    assert {worker: pool.lend(worker) for worker in (1, 2, 0)} == lent
+    pool.reclaim()
+    assert pool.lend(7) in lent.values()  # another's before a new one
+    assert len(pool) == 3
+    pool.close()

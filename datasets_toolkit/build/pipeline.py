@@ -60,6 +60,7 @@ class TrackResult:
         rejected: whether the problems make the source useless.
         frames: decoded now; 0 where the unit was there.
         seconds: spent on each stage.
+        purged: whether the work folder remembers that the source was purged; nothing else is told then.
     """
 
     content: str = ""
@@ -70,6 +71,7 @@ class TrackResult:
     rejected: bool = False
     frames: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    purged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ but how much it was.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from datasets_toolkit.build.purge_units import remove_units
+from datasets_toolkit.build.purge_units import NOTHING, Needed, remove_units
+from datasets_toolkit.build.tombstones import Tombstones
 from datasets_toolkit.build.work import only_builder
 from datasets_toolkit.errors import UserError
+from datasets_toolkit.recipes.base import Source
 from datasets_toolkit.shards.codecs import COLUMNS
 from datasets_toolkit.shards.dataset_info import FILE, DatasetInfo, ShardInfo, encode_info, write_info
 from datasets_toolkit.shards.shard_reader import ShardReader
@@ -71,6 +74,8 @@ def purge(
     people: Collection[str] = (),
     work: Path | None = None,
     progress: Progress = lambda what, done, total: None,
+    elsewhere: Collection[str] = (),
+    keep: Needed = NOTHING,
 ) -> Purged:
     """Take sources (by id) and people (by name) out of a data set.
 
@@ -81,8 +86,11 @@ def purge(
         storage: of the data set.
         sources: ids of sources.
         people: names of people; all sources and clips of theirs go.
-        work: the work folder, which is cleared of what the clips that stay do not need; None leaves it alone.
+        work: the work folder, which is cleared of what the clips that stay do not need, and remembers what was purged
+            (:mod:`datasets_toolkit.build.tombstones`); None leaves it alone.
         progress: told which shard is being written.
+        elsewhere: ids and names that the data set need not have.
+        keep: units that an unfinished build of the same work folder needs.
 
     Raises:
         UserError: the data set has no such source or person, cannot be read or written, or is being built.
@@ -90,12 +98,13 @@ def purge(
     with only_builder(storage.local) if storage.local is not None else nullcontext():
         begun = _take_up(storage)
         reader = ShardReader(storage)
-        before, doomed = reader.info, _doomed(reader, sources, people, begun)
+        before, doomed = reader.info, _doomed(reader, sources, people, begun, elsewhere)
         tables = {"sources.parquet": reader.sources.filter(~doomed.sources), "clips.parquet": reader.clips.filter(~doomed.clips)}
         units = 0
         if work is not None:
             gone = reader.sources.filter(doomed.sources), reader.clips.filter(doomed.clips)
-            units = remove_units(work, before, gone, (tables["sources.parquet"], tables["clips.parquet"]))
+            Tombstones(work).bury(people, _stretches(gone[0]))
+            units = remove_units(work, before, gone, (tables["sources.parquet"], tables["clips.parquet"]), keep)
         storage.write(BEGUN, encode_info(before))
         storage.remove(FILE)
         shards, entries = _rewrite(reader, doomed, begun, progress)
@@ -116,17 +125,28 @@ def _take_up(storage: Storage) -> bool:
     return True
 
 
-def _doomed(reader: ShardReader, sources: Collection[str], people: Collection[str], begun: bool) -> _Doomed:
+def _doomed(
+    reader: ShardReader, sources: Collection[str], people: Collection[str], begun: bool, elsewhere: Collection[str] = ()
+) -> _Doomed:
     """What has to go. Names that nobody has are an error, unless an earlier purge (``begun``) may have taken them away already."""
     mine = _among(reader.sources, "source", sources) | _among(reader.sources, "person", people)
     ids = {*sources, *np.array(reader.sources.column("source").to_pylist(), object)[mine]}
     clips = _among(reader.clips, "source", ids) | _among(reader.clips, "person", people)
     names = frozenset(np.array(reader.clips.column("clip").to_pylist(), object)[clips].tolist())
     for column, asked in (("source", sources), ("person", people)):
-        missing = sorted(set(asked).difference(reader.sources.column(column).to_pylist(), reader.clips.column(column).to_pylist()))
+        missing = sorted(
+            set(asked).difference(elsewhere, reader.sources.column(column).to_pylist(), reader.clips.column(column).to_pylist())
+        )
         if missing and not begun:
             raise UserError(f"{reader.storage.root}: has no {column} {missing[0]!r}; it was purged before, or has another name")
     return _Doomed(mine, clips, _among(reader.index, "clip", names), names)
+
+
+def _stretches(table: pyarrow.Table) -> Iterator[tuple[str, Source]]:
+    """Hash of the content and stretch of each row of ``sources.parquet``."""
+    for row in table.to_pylist():
+        times, meta = {"start": row.get("from"), "end": row.get("to")}, json.loads(row.get("meta") or "{}")
+        yield row["sha256"], Source(path=row["path"], source_hint="", dataset="", meta=meta, **times)
 
 
 def _among(table: pyarrow.Table, column: str, names: Collection[str]) -> Mask:

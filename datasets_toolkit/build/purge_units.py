@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,18 @@ _FACTS = ("width", "height", "duration")
 Tables = tuple["pyarrow.Table", "pyarrow.Table"]
 
 
-def remove_units(work: Path, info: DatasetInfo, gone: Tables, stay: Tables) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """What unfinished builds need. Attributes: kind and key of units, hashes of the videos' content."""
+
+    units: frozenset[tuple[str, str]] = frozenset()
+    contents: frozenset[str] = frozenset()
+
+
+NOTHING = Needed()
+
+
+def remove_units(work: Path, info: DatasetInfo, gone: Tables, stay: Tables, keep: Needed = NOTHING) -> int:
     """Remove the units that no clip of a data set needs; returns how many.
 
     Args:
@@ -37,20 +49,39 @@ def remove_units(work: Path, info: DatasetInfo, gone: Tables, stay: Tables) -> i
         info: of the data set: its settings and annotators decide the names of units.
         gone: rows of ``sources.parquet`` and ``clips.parquet`` that are purged.
         stay: rows of both that stay.
+        keep: what other builds need.
 
     Raises:
         UserError: a unit cannot be removed.
     """
-    contents = set(gone[0].column("sha256").to_pylist()) - set(stay[0].column("sha256").to_pylist())
-    names = [name.encode() for name in gone[1].column("clip").to_pylist()]
-    used = set(_used(work, info, gone, stay[1]))
-    removed = 0
+    contents = set(gone[0].column("sha256").to_pylist()) - set(stay[0].column("sha256").to_pylist()) - keep.contents
+    used = {*_used(work, info, gone, stay[1]), *keep.units}
+    return _remove_unless(work, used, lambda content: content not in contents, gone[1].column("clip").to_pylist())
+
+
+def remove_other_units(work: Path, keep: Needed, names: Sequence[str]) -> int:
+    """Remove all units but those that unfinished builds need; returns how many.
+
+    Args:
+        work: the work folder.
+        keep: what they need.
+        names: of clips that go, or their beginnings: units of shards that speak of one go.
+
+    Raises:
+        UserError: a unit cannot be removed.
+    """
+    return _remove_unless(work, keep.units, lambda content: content in keep.contents, names)
+
+
+def _remove_unless(work: Path, used: Collection[tuple[str, str]], known: Callable[[Any], bool], clips: Sequence[str]) -> int:
+    names, removed = [name.encode() for name in clips], 0
     for path in sorted(work.glob("*/*/*.tar")):
         kind = path.relative_to(work).parts[0]
         if kind == "content":
-            stays = _text(path) not in contents
+            stays = known(_text(path))
         elif kind == "packed":
-            stays = not any(name in path.read_bytes() for name in names)
+            data = path.read_bytes()
+            stays = not any(name in data for name in names)
         else:
             stays = (kind, path.stem) in used
         if not stays:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from datasets_toolkit.build import track_stage
+from datasets_toolkit.build import track_stage, unfinished
 from datasets_toolkit.build.config import BuildConfig
 from datasets_toolkit.build.executors import Executor, Function, Outcome
 from datasets_toolkit.build.labelling import annotate, fill_identity, fill_sync
@@ -131,6 +131,8 @@ def build(
             _sweep(storage.local)
         try:
             _steps(run, sources, until, anew)
+            if until == STEPS[-1]:
+                unfinished.finished(run)
         finally:
             release()
         return run.summary
@@ -163,7 +165,8 @@ def _scored(run: Run, sources: Sequence[Source], anew: str | None) -> tuple[list
     """Candidate clips with their scores and the policy's verdict."""
     policy = load_policy(run.config.policy) if run.config.policy is not None else Policy()
     facts = _describe(run)
-    rows = source_rows(sources, _track(run, sources))
+    left = unfinished.begin(run, sources, facts)
+    rows = source_rows(*unfinished.without_purged(run, len(sources), left, _track(run, left)))
     clips = clip_rows(rows)
     by_family = {one.family: one for one in facts}
     for clip in clips:

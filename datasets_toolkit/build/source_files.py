@@ -15,6 +15,7 @@ from datasets_toolkit.build.sources import content_hash
 from datasets_toolkit.build.work import UnitStore, key_of
 from datasets_toolkit.errors import MediaError
 from datasets_toolkit.media.opening import check_input
+from datasets_toolkit.shards.storage_options import hidden
 
 _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]+://")
 
@@ -49,6 +50,11 @@ def known_content(path: str, store: UnitStore) -> str | None:
     return str(json.loads(store.first("content", key))) if store.has("content", key) else None
 
 
+def forget_content(path: str, store: UnitStore) -> None:
+    """Undo what :func:`content_of` has kept."""
+    store.path("content", key_of(["content", _state(path)])).unlink(missing_ok=True)
+
+
 @contextmanager
 def local_copy(path: str, store: UnitStore) -> Iterator[Path]:
     """A source as a local file.
@@ -66,7 +72,7 @@ def local_copy(path: str, store: UnitStore) -> Iterator[Path]:
             with fs.open(place, "rb") as theirs, copy.open("wb") as ours:
                 shutil.copyfileobj(theirs, ours, 1 << 20)
         except Exception as error:  # object stores raise whatever their client raises
-            raise MediaError(f"{path}: cannot be fetched ({type(error).__name__}: {error}); check the address") from error
+            raise MediaError(f"{path}: cannot be fetched ({type(error).__name__}: {hidden(error)}); check the address") from error
         yield copy
 
 
@@ -77,7 +83,7 @@ def _state(path: str) -> list[Any]:
         try:
             return [path, str(fs.ukey(place))]
         except Exception as error:
-            raise MediaError(f"{path}: cannot be found ({type(error).__name__}: {error}); check the address") from error
+            raise MediaError(f"{path}: cannot be found ({type(error).__name__}: {hidden(error)}); check the address") from error
     check_input(Path(path), "video")
     state = os.stat(path)
     return [os.path.abspath(path), state.st_size, state.st_mtime_ns]
@@ -88,6 +94,6 @@ def _remote(path: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
         fs, place = url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise MediaError(f"{path}: this address cannot be used ({error}); install what it names, or copy the file here") from error
+    except Exception as error:  # as above
+        raise MediaError(f"{path}: this address cannot be used ({hidden(error)}); install what it names, or copy the file here") from error
     return fs, str(place)

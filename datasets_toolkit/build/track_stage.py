@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,31 @@ from datasets_toolkit.build.cuts import STILL, CutDetector, with_cuts
 from datasets_toolkit.build.face_tracks import FaceFollower
 from datasets_toolkit.build.pipeline import TrackJob, TrackResult, track_key, tracker
 from datasets_toolkit.build.scores import LOOK, clip_scores, look
-from datasets_toolkit.build.source_files import content_of, known_content, local_copy
+from datasets_toolkit.build.source_files import content_of, forget_content, known_content, local_copy
 from datasets_toolkit.build.sources import FEWEST, check_header, check_sound, check_times
 from datasets_toolkit.build.stopwatch import Stopwatch
+from datasets_toolkit.build.tombstones import Tombstones
 from datasets_toolkit.build.track_unit import Track, TrackBuilder, TrackUnit, clip_ranges, inside_box, raw_clip
 from datasets_toolkit.build.work import UnitStore
 from datasets_toolkit.errors import MediaError
+from datasets_toolkit.media.conversion import Window
 from datasets_toolkit.media.opening import MediaWarning
 from datasets_toolkit.media.sound import SourceSound, level, read_sound
 from datasets_toolkit.media.video import VideoFrame, probe, read_frames
+from datasets_toolkit.native import keep_freed_memory
 from datasets_toolkit.recipes.base import BOX, Source
 
 
 def track_source(job: TrackJob) -> TrackResult:
     """Find the faces of a source, or the unit that holds them."""
     watch, store, content, frames = Stopwatch(), UnitStore(Path(job.work)), "", 0
+    keep_freed_memory()
     try:
         with watch("hash"):
             content = content_of(job.source.path, store)
+        if Tombstones(store.root).stretch(content, job.source):
+            forget_content(job.source.path, store)
+            return TrackResult(purged=True)
         key = track_key(content, job.source, job.tracking)
         if not store.has("track", key):
             with local_copy(job.source.path, store) as path:
@@ -45,14 +52,16 @@ def track_source(job: TrackJob) -> TrackResult:
     return _result(job, store, content, key, frames, watch)
 
 
-def known_track(job: TrackJob) -> TrackResult | None:
-    """What :func:`track_source` would answer, if all of it is there already."""
+def known_track(job: TrackJob, purged_too: bool = False) -> TrackResult | None:
+    """What :func:`track_source` would answer, if all of it is there already; ``purged_too``: or did before it was purged."""
     store = UnitStore(Path(job.work))
     try:
         content = known_content(job.source.path, store)
     except MediaError:
         return None
     if content is None or not store.has("track", key := track_key(content, job.source, job.tracking)):
+        return None
+    if not purged_too and Tombstones(store.root).stretch(content, job.source):
         return None
     return _result(job, store, content, key, 0, Stopwatch())
 
@@ -73,9 +82,9 @@ def _result(job: TrackJob, store: UnitStore, content: str, key: str, frames: int
     )
 
 
-def frames_of(path: Path, source: Source) -> Iterator[VideoFrame]:
-    """The decoded frames of a source's stretch."""
-    for frame in read_frames(path, start=source.start):
+def frames_of(path: Path, source: Source, part: Callable[[int], Window | None] | None = None) -> Iterator[VideoFrame]:
+    """The decoded frames of a source's stretch; ``part`` as for :func:`datasets_toolkit.media.video.read_frames`."""
+    for frame in read_frames(path, start=source.start, part=part):
         if source.end is not None and frame.time >= source.end:
             return
         yield frame

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 
 from datasets_toolkit.recipes.base import (
     BOX,
     YOUTUBE,
+    About,
     Discovery,
     Recipe,
     RecipeError,
@@ -14,8 +16,12 @@ from datasets_toolkit.recipes.base import (
     coverage,
     join_people,
 )
+from datasets_toolkit.recipes.options import typed_options
 
-__all__ = ["BOX", "RECIPES", "YOUTUBE", "Discovery", "Recipe", "RecipeError", "Source", "coverage", "join_people", "recipe_for"]
+__all__ = [
+    "BOX", "RECIPES", "YOUTUBE", "About", "Discovery", "Recipe", "RecipeError", "Source", "coverage", "join_people", "recipe_class",
+    "recipe_for",
+]  # fmt: skip
 
 _CLASSES = {
     "folder": "Folder",
@@ -30,13 +36,27 @@ RECIPES = tuple(_CLASSES)
 """Names that :func:`recipe_for` knows."""
 
 
-def recipe_for(name: str) -> Recipe:
-    """The recipe of that name.
+def recipe_class(name: str) -> type[Recipe]:
+    """The class of the recipe of that name.
 
     Raises:
         RecipeError: there is none.
     """
     if name not in _CLASSES:
         raise RecipeError(f"{name}: no such recipe; the known ones are {', '.join(RECIPES)}")
-    recipe: Recipe = getattr(import_module(f"{__name__}.{name}"), _CLASSES[name])()
-    return recipe
+    found: type[Recipe] = getattr(import_module(f"{__name__}.{name}"), _CLASSES[name])
+    return found
+
+
+def recipe_for(name: str, options: Mapping[str, str] | None = None) -> Recipe:
+    """The recipe of that name.
+
+    Args:
+        name: one of :data:`RECIPES`.
+        options: arguments of its constructor as text, such as ``{"prefer_clips": "true"}``.
+
+    Raises:
+        RecipeError: there is no such recipe, it has no such option, or a value is not of the option's type.
+    """
+    recipe = recipe_class(name)
+    return recipe(**typed_options(recipe, options or {}))

@@ -75,10 +75,30 @@ class Discovery:
     dataset: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What to know of a data set before its recipe is used.
+
+    Attributes:
+        title: the data set in a few words.
+        layout: files and folders that the recipe reads, a line each.
+        defects: known defects that it handles, a sentence each.
+        page: where the data are to be had.
+        licence: terms of the data.
+    """
+
+    title: str
+    layout: tuple[str, ...]
+    defects: tuple[str, ...]
+    page: str
+    licence: str
+
+
 class Recipe(ABC):
-    """Reads one layout."""
+    """Reads one layout. The arguments of a recipe's constructor are its options; each has a default, and a line in ``Args``."""
 
     name: ClassVar[str]
+    about: ClassVar[About]
 
     @abstractmethod
     def discover(self, root: Path) -> Discovery:

@@ -16,6 +16,7 @@ from datasets_toolkit.recipes.base import (
     REGION,
     SPAN,
     YOUTUBE,
+    About,
     Discovery,
     Recipe,
     RecipeError,
@@ -41,6 +42,13 @@ class CelebVHQ(Recipe):
     """
 
     name = "celebvhq"
+    about = About(
+        title="CelebV-HQ: 35,666 clips with attributes (Zhu et al., ECCV 2022)",
+        layout=("ROOT/**/celebvhq_info.json", "ROOT/**/<YouTube id>.mp4  downloads (raw)", "ROOT/**/<name>.mp4  clips (processed)"),
+        defects=("Clips that begin after the first hour may have been cut at a wrong time by an early downloader: a note counts them.",),
+        page="https://github.com/CelebV-HQ/CelebV-HQ",
+        licence=LICENCE,
+    )
 
     def __init__(self, prefer_clips: bool = False) -> None:
         self.prefer_clips = prefer_clips

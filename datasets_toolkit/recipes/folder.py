@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets_toolkit.recipes.base import Discovery, Recipe, RecipeError, Source, drop_duplicates
+from datasets_toolkit.recipes.base import About, Discovery, Recipe, RecipeError, Source, drop_duplicates
 from datasets_toolkit.recipes.files import check_root, file_problem, is_video, walk
 
 
@@ -18,6 +18,13 @@ class Folder(Recipe):
     """
 
     name = "folder"
+    about = About(
+        title="any folder of videos",
+        layout=("ROOT/**/*.mp4  (mov, mkv, webm, avi, m4v, mpg, mpeg, ts)", "ROOT/<person>/...  with person_from_folder=true"),
+        defects=("Empty files and downloads that were cut off are told, and left out.",),
+        page="your own videos",
+        licence="that of the videos; licence=... records it",
+    )
 
     def __init__(self, dataset: str = "folder", person_from_folder: bool = False, licence: str = "") -> None:
         self.dataset, self.person_from_folder, self.licence = dataset, person_from_folder, licence

@@ -22,6 +22,7 @@ from datasets_toolkit.recipes.base import (
     REGION,
     SPAN,
     YOUTUBE,
+    About,
     Discovery,
     Recipe,
     RecipeError,
@@ -63,6 +64,22 @@ class HDTF(Recipe):
     """
 
     name = "hdtf"
+    about = About(
+        title="HDTF: 362 videos of speakers, 720 or 1080 lines (Zhang et al., CVPR 2021)",
+        layout=(
+            "ROOT/**/{RD,WDA,WRA}_{video_url,annotion_time,crop_wh,resolution}.txt",
+            "ROOT/**/<set>_<name>.mp4 or <name>.mp4  downloads",
+            "ROOT/**/<set>_<name>_<clip:03d>.mp4 or <name>_<clip>.mp4  clips",
+        ),
+        defects=(
+            "Face regions hold for the annotated number of lines only: they are scaled to the file at hand.",
+            "Clips that were cut from a download of another size show the wrong region: the download is used.",
+            "15 clips without a region are left out, and one video annotated with 0 lines loses its region.",
+            "One YouTube video goes under two names: one person, and the second copy is a duplicate.",
+        ),
+        page="https://github.com/MRzzm/HDTF",
+        licence=LICENCE,
+    )
 
     def __init__(self, prefer_clips: bool = False) -> None:
         self.prefer_clips = prefer_clips

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets_toolkit.recipes.base import Discovery, Recipe, RecipeError, Source, sort_out
+from datasets_toolkit.recipes.base import About, Discovery, Recipe, RecipeError, Source, sort_out
 from datasets_toolkit.recipes.files import VIDEO_SUFFIXES, Probes, check_root, file_problem
 
 FRONTAL_CAMERA = "222200037"
@@ -30,6 +30,16 @@ class NersembleMono(Recipe):
     """
 
     name = "nersemble_mono"
+    about = About(
+        title="NeRSemble, one camera (Kirschstein et al., 2023)",
+        layout=("ROOT/[*/]<participant:03d>/sequences/<sequence>/images/cam_<serial>.mp4",),
+        defects=(
+            "Alpha maps and the sequence BACKGROUND are passed over.",
+            "Version 1 of the data set, single pictures without times, is told as broken.",
+        ),
+        page="https://github.com/tobias-kirschstein/nersemble-data",
+        licence=LICENCE,
+    )
 
     def __init__(self, camera: str = FRONTAL_CAMERA) -> None:
         self.camera = camera

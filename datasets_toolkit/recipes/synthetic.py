@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from datasets_toolkit.recipes.base import Discovery, Recipe, RecipeError, Source
+from datasets_toolkit.recipes.base import About, Discovery, Recipe, RecipeError, Source
 from datasets_toolkit.recipes.files import check_root, file_problem, read_text
 
 MANIFEST = "synthetic.json"
@@ -16,6 +16,13 @@ class Synthetic(Recipe):
     """Videos that :func:`datasets_toolkit.synthetic.write_videos` has made."""
 
     name = "synthetic"
+    about = About(
+        title="analytic talking heads",
+        layout=(f"ROOT/{MANIFEST}", "ROOT/*.mp4"),
+        defects=(),
+        page="mggdata synthesize --videos --out ROOT",
+        licence=LICENCE,
+    )
 
     def discover(self, root: Path) -> Discovery:
         """List the videos that the folder's ``synthetic.json`` promises.

@@ -13,7 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets_toolkit.errors import MediaError
-from datasets_toolkit.recipes.base import BOX, YOUTUBE, Discovery, Recipe, RecipeError, Source, drop_duplicates, join_people, sort_out
+from datasets_toolkit.recipes.base import (
+    BOX,
+    YOUTUBE,
+    About,
+    Discovery,
+    Recipe,
+    RecipeError,
+    Source,
+    drop_duplicates,
+    join_people,
+    sort_out,
+)
 from datasets_toolkit.recipes.files import Probes, VideoIndex, check_root, first_time, pixel_box, read_text, too_short
 
 LICENCE = "CC BY 3.0 (videos), as their authors chose on YouTube"
@@ -46,6 +57,21 @@ class TalkingHead1KH(Recipe):
     """
 
     name = "talkinghead1kh"
+    about = About(
+        title="TalkingHead-1KH: 500,000 clips from YouTube (Wang et al., CVPR 2021)",
+        layout=(
+            "ROOT/data_list/{train,val,small}_video_tubes.txt",
+            "ROOT/{train,val,small}/1min_clips/<YouTube id>_<minute:04d>.mp4  chunks",
+            "ROOT/{train,val,small}/cropped_clips/<chunk>_S<S>_E<E>_L<L>_T<T>_R<R>_B<B>.mp4  clips",
+        ),
+        defects=(
+            "Chunks and clips keep the clock of what they were cut from: frame numbers become seconds of that clock.",
+            "Missing clips are taken from their chunks.",
+            "A video that lies in two splits loses its split.",
+        ),
+        page="https://github.com/tcwang0509/TalkingHead-1KH",
+        licence=LICENCE,
+    )
 
     def __init__(self, prefer_chunks: bool = False) -> None:
         self.prefer_chunks = prefer_chunks

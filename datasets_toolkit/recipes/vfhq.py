@@ -21,6 +21,7 @@ from datasets_toolkit.recipes.base import (
     REGION,
     SPAN,
     YOUTUBE,
+    About,
     Discovery,
     Recipe,
     RecipeError,
@@ -74,6 +75,21 @@ class VFHQ(Recipe):
     """
 
     name = "vfhq"
+    about = About(
+        title="VFHQ: 16,000 clips of interviews (Xie et al., CVPR workshops 2022)",
+        layout=(
+            "ROOT/**/meta_info/Clip+<YouTube id>+P<person>+C<clip>+F<first>-<last>.txt",
+            "ROOT/**/<YouTube id>.{mp4,webm,mkv}  downloads",
+            "ROOT/**/Clip+<YouTube id>+P<person>+C<clip>.mp4  clips",
+        ),
+        defects=(
+            "Annotated frame rates are damaged or not those of today's downloads: these are addressed by seconds.",
+            "Cut clips of another length than promised are told as broken.",
+            "Folders of pictures have neither times nor sound: they are told as broken.",
+        ),
+        page="https://liangbinxie.github.io/projects/vfhq/",
+        licence=LICENCE,
+    )
 
     def __init__(self, prefer_clips: bool = False) -> None:
         self.prefer_clips = prefer_clips

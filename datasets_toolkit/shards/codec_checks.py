@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Union
 
 from datasets_toolkit.errors import UserError
 
+Buffer = Union[bytes, memoryview]  # noqa: UP007 (evaluated by Python 3.10's typing)
+"""Bytes to decode, which may be a part of a larger piece that was read."""
 MAX_SIDE = 4096
 """Pixels a side of the largest map that is decoded; a header that says more is refused before memory is asked for."""
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from datasets_toolkit.sample import FrameSample
-from datasets_toolkit.shards.codec_checks import MAX_SIDE, CodecError, require
+from datasets_toolkit.shards.codec_checks import MAX_SIDE, Buffer, CodecError, require
 from datasets_toolkit.shards.depth_codec import decode_depth, encode_depth
 from datasets_toolkit.shards.picture_codecs import (
     decode_image,
@@ -54,7 +54,7 @@ class Column:
     units: str
     frame: str
     encoder: Callable[[Any], bytes]
-    decoder: Callable[[bytes], Any]
+    decoder: Callable[[Buffer], Any]
 
     def encode(self, value: Any) -> bytes:
         """The member's bytes; the same for the same value.
@@ -66,7 +66,7 @@ class Column:
             require(value, self.dtype, [length if isinstance(length, int) else None for length in self.shape])
         return self.encoder(value)
 
-    def decode(self, data: bytes, size: int | None = None) -> Any:
+    def decode(self, data: Buffer, size: int | None = None) -> Any:
         """The value of a member.
 
         Args:

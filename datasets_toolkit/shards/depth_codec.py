@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from datasets_toolkit.shards.codec_checks import CodecError, check_size, require
+from datasets_toolkit.shards.codec_checks import Buffer, CodecError, check_size, require
 
 STEP = 0.01
 """Step in cm wherever the depth stays below 655 cm; the error is at most half a step."""
@@ -46,22 +46,27 @@ def encode_depth(depth: npt.NDArray[np.float32]) -> bytes:
     Raises:
         ValueError: wrong dtype or shape, or a depth that is negative or not finite.
     """
+    from datasets_toolkit.shards.depth_kernels import quantise, split_differences  # a compiler, which readers do not need
+
     require(depth, "float32", (None, None))
     check_size(*depth.shape)
     largest = float(depth.max())
     if not (np.isfinite(largest) and float(depth.min()) >= 0):
         raise ValueError("depth must be finite and not negative; 0 stands for unknown")
     step = np.float32(max(STEP, largest / 65535))
-    codes = (depth * (1 / step) + np.float32(0.5)).astype(np.uint16)
-    np.maximum(codes, depth > 0, out=codes)
-    planes = (_differences(codes) + _BIAS).astype("<u2", copy=False).view(np.uint8).reshape(*codes.shape, 2)
-    shuffled = np.ascontiguousarray(planes.transpose(2, 0, 1))
+    codes, shuffled = np.empty(depth.shape, np.uint16), np.empty((2, *depth.shape), np.uint8)
+    quantise(codes, np.ascontiguousarray(depth), 1 / step)
+    split_differences(shuffled, codes)
     header = _HEADER.pack(_MAGIC, *codes.shape, step)
     return header + _CHECKSUM.pack(zlib.crc32(header)) + _compressor().compress(shuffled.tobytes())
 
 
-def decode_depth(data: bytes) -> npt.NDArray[np.float32]:
+def decode_depth(data: Buffer, out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
     """Depth (h x w, cm, 0 where unknown); ``NaN`` and negative values cannot occur.
+
+    Args:
+        data: of :func:`encode_depth`.
+        out: where the depth is put, if it has this size; otherwise new memory is taken.
 
     Raises:
         CodecError: not of :func:`encode_depth`, damaged, cut short, or larger than is allowed.
@@ -75,10 +80,11 @@ def decode_depth(data: bytes) -> npt.NDArray[np.float32]:
         raise CodecError(f"a depth map with steps of {step} cm; build it again")
     planes = np.frombuffer(_decompress(data[start:], 2 * height * width), np.uint8).reshape(2, height, width)
     codes = cv2.merge([planes[0], planes[1]]).reshape(height, 2 * width).view("<u2")
-    return np.multiply(_accumulate(codes - _BIAS), np.float32(step), dtype=np.float32)
+    place = out if out is not None and out.shape == codes.shape else None
+    return np.multiply(_accumulate(np.subtract(codes, _BIAS, out=codes)), np.float32(step), out=place, dtype=np.float32)
 
 
-def _decompress(frame: bytes, size: int) -> bytes:
+def _decompress(frame: Buffer, size: int) -> bytes:
     try:
         declared = zstandard.get_frame_parameters(frame).content_size
         if declared != size:  # checked first: a frame may claim any size
@@ -93,29 +99,21 @@ def _strides(rows: int) -> list[int]:
     return [1 << power for power in reversed(range((rows - 1).bit_length()))]
 
 
-def _differences(codes: Codes) -> Codes:
-    """What is stored for codes (h x w)."""
-    stored = codes.copy()
-    for stride in _strides(len(codes)):
-        _combine(np.subtract, stored, codes, stride)
-    return stored
-
-
 def _accumulate(stored: Codes) -> Codes:
-    """Undo :func:`_differences`, in place."""
+    """Codes (h x w) from their differences, in place."""
     for stride in _strides(len(stored)):
-        _combine(np.add, stored, stored, stride)
+        _add_prediction(stored, stride)
     return stored
 
 
-def _combine(operation: np.ufunc, target: Codes, codes: Codes, stride: int) -> None:
-    """Add to (subtract from) rows stride, 3 stride, ... of ``target`` what rows 0, 2 stride, ... of ``codes`` make them out to be."""
-    rows, known = target[stride :: 2 * stride], codes[:: 2 * stride]
+def _add_prediction(codes: Codes, stride: int) -> None:
+    """Add to rows stride, 3 stride, ... what rows 0, 2 stride, ... make them out to be."""
+    rows, known = codes[stride :: 2 * stride], codes[:: 2 * stride]
     pairs = min(len(rows), len(known) - 1)
     half = np.right_shift(known, np.uint16(1))  # halved first, their sum stays below 2^16
     for part in (half[:pairs], half[1 : pairs + 1]):
-        operation(rows[:pairs], part, out=rows[:pairs])
-    operation(rows[pairs:], known[pairs : len(rows)], out=rows[pairs:])
+        np.add(rows[:pairs], part, out=rows[:pairs])
+    np.add(rows[pairs:], known[pairs : len(rows)], out=rows[pairs:])
 
 
 def _compressor() -> zstandard.ZstdCompressor:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import simplejpeg
 
 from datasets_toolkit.schema import ByteImage, Region
-from datasets_toolkit.shards.codec_checks import CodecError, check_size, require
+from datasets_toolkit.shards.codec_checks import Buffer, CodecError, check_size, require
 from datasets_toolkit.shards.png_codec import decode_png, encode_png
 
 QUALITY = 95
@@ -27,7 +27,7 @@ def encode_image(image: ByteImage) -> bytes:
     return _encode_jpeg(image, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420)
 
 
-def decode_image(data: bytes) -> ByteImage:
+def decode_image(data: Buffer) -> ByteImage:
     """An RGB image (h x w x 3), by simplejpeg: the same pixels as from OpenCV and Pillow, sooner, and it reports more damage.
 
     Raises:
@@ -49,13 +49,13 @@ def encode_parsing(labels: npt.NDArray[np.uint8]) -> bytes:
     return encode_png(labels, _palette())
 
 
-def decode_parsing(data: bytes) -> npt.NDArray[np.uint8]:
-    """Labels (h x w).
+def decode_parsing(data: Buffer, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+    """Labels (h x w), in ``out`` if that has this size.
 
     Raises:
         CodecError: not an 8-bit PNG, damaged, larger than is allowed, or with a value that is no :class:`Region`.
     """
-    labels = decode_png(data)
+    labels = decode_png(data, out)
     if labels.max() > max(Region):
         raise CodecError(f"label {labels.max()} is no region, the last one is {max(Region)}; build it again")
     return labels
@@ -66,13 +66,13 @@ def encode_matte(matte: npt.NDArray[np.uint8]) -> bytes:
     return encode_png(matte)
 
 
-def decode_matte(data: bytes) -> npt.NDArray[np.uint8]:
-    """Alpha x 255 (h x w).
+def decode_matte(data: Buffer, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+    """Alpha x 255 (h x w), in ``out`` if that has this size.
 
     Raises:
         CodecError: not an 8-bit PNG, damaged, or larger than is allowed.
     """
-    return decode_png(data)
+    return decode_png(data, out)
 
 
 def encode_normals(normals: npt.NDArray[np.float32]) -> bytes:
@@ -82,7 +82,7 @@ def encode_normals(normals: npt.NDArray[np.float32]) -> bytes:
     return _encode_jpeg(np.asarray(stored, np.uint8), cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
 
 
-def decode_normals(data: bytes, known: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float32]:
+def decode_normals(data: Buffer, known: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float32]:
     """Unit normals (h x w x 3), zero where unknown.
 
     Args:

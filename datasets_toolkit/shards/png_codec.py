@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from datasets_toolkit.shards.codec_checks import CodecError, check_size, require
+from datasets_toolkit.shards.codec_checks import Buffer, CodecError, check_size, require
 
 Labels = npt.NDArray[np.uint8]
 
@@ -45,8 +45,8 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return _LENGTH.pack(len(data)) + kind + data + _LENGTH.pack(zlib.crc32(kind + data))
 
 
-def decode_png(data: bytes) -> Labels:
-    """Values (h x w) of an 8-bit grey or palette PNG.
+def decode_png(data: Buffer, out: Labels | None = None) -> Labels:
+    """Values (h x w) of an 8-bit grey or palette PNG; in ``out`` if that has this size.
 
     Raises:
         CodecError: something else, damaged, cut short, or larger than is allowed.
@@ -59,10 +59,13 @@ def decode_png(data: bytes) -> Labels:
     if depth != 8 or colour not in (_GREY, _PALETTE):
         raise CodecError(f"a PNG of {depth} bits and colour type {colour}, not of 8-bit labels; build it again")
     rows = None if any(methods) else _inflate(chunks.get(b"IDAT", b""), height, width + 1)
-    return _with_pillow(data) if rows is None or rows[:, 0].any() else rows[:, 1:].copy()
+    values = _with_pillow(data) if rows is None or rows[:, 0].any() else rows[:, 1:]
+    place = out if out is not None and out.shape == values.shape else np.empty(values.shape, np.uint8)
+    np.copyto(place, values)
+    return place
 
 
-def _chunks(data: bytes) -> dict[bytes, bytes]:
+def _chunks(data: Buffer) -> dict[bytes, bytes]:
     """Content by kind, up to IEND; chunks of one kind are joined, as IDAT needs it."""
     if data[:8] != _SIGNATURE:
         raise CodecError("not a PNG; copy or build it again")
@@ -73,7 +76,7 @@ def _chunks(data: bytes) -> dict[bytes, bytes]:
         end = start + int.from_bytes(data[position : position + 4], "big")
         if end + 4 > len(data):
             raise CodecError("a PNG that is cut short; copy or build it again")
-        kind = data[position + 4 : start]
+        kind = bytes(data[position + 4 : start])
         if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             raise CodecError("a damaged PNG (a checksum is wrong); copy or build it again")
         chunks[kind] = chunks.get(kind, b"") + data[start:end]
@@ -92,7 +95,7 @@ def _inflate(stream: bytes, height: int, length: int) -> Labels:
     return np.frombuffer(raw, np.uint8).reshape(height, length)
 
 
-def _with_pillow(data: bytes) -> Labels:
+def _with_pillow(data: Buffer) -> Labels:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
             return np.array(picture)

@@ -20,11 +20,11 @@ import simplejpeg
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.local_files import move_into_place, part_name
 from datasets_toolkit.schema import ByteImage
-from datasets_toolkit.shards.codec_checks import CodecError
+from datasets_toolkit.shards.codec_checks import Buffer, CodecError
 from datasets_toolkit.shards.dataset_info import file_sha256, read_info
 from datasets_toolkit.shards.shard_reader import ShardReader
 from datasets_toolkit.shards.storage import Storage, StorageError
-from datasets_toolkit.shards.tars import Span, read_members
+from datasets_toolkit.shards.tars import Span, read_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,13 @@ class Address:
     shard: str
     spans: dict[str, Span]
 
-    def read(self, storage: Storage) -> dict[str, bytes]:
-        """The encoded members by column.
+    def read(self, storage: Storage) -> dict[str, memoryview]:
+        """The encoded members by column, parts of the pieces that were read.
 
         Raises:
             ShardError, StorageError: as :func:`datasets_toolkit.shards.tars.read_members`.
         """
-        return dict(zip(self.spans, read_members(storage, self.shard, list(self.spans.values())), strict=True))
+        return dict(zip(self.spans, read_views(storage, self.shard, list(self.spans.values())), strict=True))
 
 
 class AddressBook:
@@ -147,7 +147,7 @@ class CachedStorage(Storage):
             raise StorageError(f"{self.address(name)}: is not the shard that dataset.json lists; copy it again")
 
 
-def decode_image_into(data: bytes, out: ByteImage) -> ByteImage:
+def decode_image_into(data: Buffer, out: ByteImage) -> ByteImage:
     """As :func:`datasets_toolkit.shards.codecs.decode_image`, into memory that is there already (h x w x 3, contiguous).
 
     Raises:

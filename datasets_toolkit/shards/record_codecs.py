@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from datasets_toolkit.sample import FrameMeta
 from datasets_toolkit.schema import BLENDSHAPES
-from datasets_toolkit.shards.codec_checks import CodecError
+from datasets_toolkit.shards.codec_checks import Buffer, CodecError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -38,7 +38,7 @@ def encode_array(array: npt.NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
-def decode_array(data: bytes) -> npt.NDArray[Any]:
+def decode_array(data: Buffer) -> npt.NDArray[Any]:
     """The array of a NumPy file; pickled objects are refused.
 
     Raises:
@@ -47,7 +47,7 @@ def decode_array(data: bytes) -> npt.NDArray[Any]:
     start = 10 + int.from_bytes(data[8:10], "little")
     if data[:8] != _NPY or len(data) < start:
         raise CodecError("not a NumPy file of version 1.0; copy or build it again")
-    dtype, shape = _header(data[10:start])
+    dtype, shape = _header(bytes(data[10:start]))
     if len(data) - start != math.prod(shape) * dtype.itemsize:
         raise CodecError(f"{len(data) - start} bytes for {dtype} of shape {shape}; it is damaged, copy or build it again")
     return np.frombuffer(data, dtype, offset=start).reshape(shape).copy()
@@ -78,26 +78,29 @@ def encode_meta(meta: FrameMeta) -> bytes:
     return json.dumps(record, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
 
 
-def decode_meta(data: bytes) -> FrameMeta:
+def decode_meta(data: Buffer) -> FrameMeta:
     """A frame's record.
 
     Raises:
         CodecError: not such a record.
     """
     try:
-        record = json.loads(data, parse_constant=_refuse)
+        record = _JSON.decode(str(data, "utf-8"))
         if not isinstance(record, dict) or set(record) != _FIELDS:
             raise ValueError("its fields are not those of a frame")
         plain: dict[str, Any] = {name: _typed(record[name], kind) for name, kind in _PLAIN.items()}
         matrices: dict[str, Any] = {name: _matrix(name, record[name], shape) for name, shape in _MATRICES.items()}
         scores = {name: math.nan if score is None else _typed(score, float) for name, score in record["scores"].items()}
-        return FrameMeta(fps=_rate(record["fps"]), scores=scores, **plain, **matrices)
+        return FrameMeta(fps=_rate(_typed(record["fps"], str)), scores=scores, **plain, **matrices)
     except (ValueError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise CodecError(f"not the record of a frame ({error}); copy or build it again") from error
 
 
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is no number")
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse)  # json.loads would make one for each frame
 
 
 def _typed(value: Any, kind: type[Any]) -> Any:
@@ -108,8 +111,9 @@ def _typed(value: Any, kind: type[Any]) -> Any:
     return value
 
 
-def _rate(text: Any) -> Fraction:
-    rate = Fraction(_typed(text, str))
+@lru_cache(maxsize=256)  # data sets know few rates
+def _rate(text: str) -> Fraction:
+    rate = Fraction(text)
     if rate <= 0:
         raise ValueError(f"a frame rate of {text}")
     return rate
@@ -117,6 +121,12 @@ def _rate(text: Any) -> Fraction:
 
 def _matrix(name: str, values: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     array = np.array(values, np.float64)
-    if array.shape != shape or not np.isfinite(array).all():
+    if array.shape != shape or not _finite(array):
         raise ValueError(f"{name} is not {' x '.join(map(str, shape))} finite numbers")
     return array
+
+
+def _finite(array: npt.NDArray[np.float64]) -> bool:
+    """Whether all values are finite; their squares' sum tells it at once unless it overflows."""
+    flat = array.ravel()
+    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())

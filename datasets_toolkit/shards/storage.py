@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.local_files import Handle, StorageError, check_name, is_part, move_into_place, part_name, sync
+from datasets_toolkit.shards.storage_options import hidden
 
 __all__ = ["Storage", "StorageError", "check_name", "part_name"]
 
@@ -232,8 +233,8 @@ class Storage:
             raise StorageError(f"{self.root}: addresses need the package fsspec; install it with: pip install fsspec") from error
         try:
             fs, base = url_to_fs(self.root, use_listings_cache=False, **self.options)
-        except (ImportError, ValueError) as error:
-            raise StorageError(f"{self.root}: this address cannot be used ({error}); correct it or install what it names") from error
+        except Exception as error:  # their clients raise whatever they like
+            raise StorageError(f"{self.root}: cannot be used ({hidden(error)}); correct the address or install what it names") from error
         return fs, str(base).rstrip("/")
 
     def _handle(self, name: str) -> Handle:
@@ -251,5 +252,5 @@ class Storage:
             return error
         if isinstance(error, FileNotFoundError):
             return StorageError(f"{self.address(name)}: no such file; check the path, or build the data set again")
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = hidden(getattr(error, "strerror", None) or error) or type(error).__name__
         return StorageError(f"{self.address(name)}: cannot be {action} ({reason}); check the address and its permissions")

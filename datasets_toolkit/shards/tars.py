@@ -146,12 +146,17 @@ def read_members(storage: Storage, shard: str, spans: Sequence[Span]) -> list[by
         StorageError: the shard is missing or shorter than the spans say.
         ShardError: a span is negative.
     """
+    return [bytes(view) for view in read_views(storage, shard, spans)]
+
+
+def read_views(storage: Storage, shard: str, spans: Sequence[Span]) -> list[memoryview]:
+    """As :func:`read_members`, without a copy: parts of what was read, all of which is kept while one of its parts is."""
     if any(offset < 0 or size < 0 for offset, size in spans):
         raise ShardError(f"{storage.address(shard)}: the index holds a negative offset or size; build the data set again")
-    found: dict[Span, bytes] = {}
+    found: dict[Span, memoryview] = {}
     for group in _groups(sorted(set(spans))):
         start, end = group[0][0], max(offset + size for offset, size in group)
-        data = storage.read(shard, start, end - start)
+        data = memoryview(storage.read(shard, start, end - start))
         for offset, size in group:
             found[offset, size] = data[offset - start : offset - start + size]
     return [found[span] for span in spans]

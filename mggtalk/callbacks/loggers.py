@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
+from datasets_toolkit.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -51,9 +53,17 @@ class WandbRun(WandbLogger):
         if self._experiment is None:
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
             Path(self._save_dir or ".").mkdir(parents=True, exist_ok=True)  # or wandb would write to the system's temporary folder
-            run = super().experiment
+            run = self._begin()
             log.info("wandb: %s (%s)%s", self.mode, self.reason, _advice(self.mode, run))
         return super().experiment
+
+    def _begin(self) -> Any:
+        from wandb.errors import Error
+
+        try:
+            return super().experiment
+        except Error as error:
+            raise UserError(f"wandb: {error} Or train offline: --trainer.logger.init_args.offline true") from error
 
 
 def wandb_mode(offline: bool | None, environment: Mapping[str, str]) -> tuple[str, str]:
