@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from datasets_toolkit.annotators import FaceCrop
 from datasets_toolkit.annotators.depth_normals import DepthNormals
-from datasets_toolkit.annotators.landmark_parsing import LandmarkParsing, connected, guided_filter, polygon
+from datasets_toolkit.annotators.guided_filter import guided_filter
+from datasets_toolkit.annotators.landmark_parsing import LandmarkParsing, connected, polygon
 from datasets_toolkit.annotators.mesh_depth import MeshDepth
 from datasets_toolkit.annotators.portrait import Annotations, Annotators, crop_face
 from datasets_toolkit.errors import AssetError

@@ -252,3 +252,32 @@ def test_missing_pyav_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(MediaError, match="pip install av"):
         probe(path)
+
+
+@pytest.mark.parametrize("window", [(20, 11, 61, 40), (0, 0, 30, 64), (50, 30, 140, 90), (-20, -20, 200, 200), (5, 60, 9, 64)])
+def test_windows_hold_the_pixels_of_the_whole_frame(tmp_path: Path, window: tuple[int, int, int, int]) -> None:
+    path = encode(tmp_path / "clip.mp4", list(range(6)), Fraction(1, 25), Fraction(25), (200, 120))
+    whole = [frame.image for frame in read_frames(path)]
+    asked = list[int]()
+
+    def part(index: int) -> tuple[int, int, int, int] | None:
+        asked.append(index)
+        return None if index == 2 else window
+
+    for frame in read_frames(path, part=part):
+        (x, y), (height, width) = frame.corner, frame.image.shape[:2]
+        if frame.index == 2:
+            assert frame.image.shape == (0, 0, 3)
+            continue
+        assert x <= max(window[0], 0) and x + width >= min(window[2], 200)
+        assert y <= max(window[1], 0) and y + height >= min(window[3], 120)
+        np.testing.assert_array_equal(frame.image, whole[frame.index][y : y + height, x : x + width])
+    assert asked == list(range(6))
+
+
+def test_stretched_frames_come_whole(tmp_path: Path) -> None:
+    path = clip(tmp_path / "clip.mp4", 2, aspect="2/1")
+    whole = [frame.image for frame in read_frames(path)]
+    for frame in read_frames(path, part=lambda index: (20, 20, 40, 40)):
+        assert frame.corner == (0, 0)
+        np.testing.assert_array_equal(frame.image, whole[frame.index])

@@ -3,29 +3,30 @@
 Face parts come from landmark polygons. The rest of the person (hair, ears, neck, torso) is told apart by colours learned from places where
 the anatomy leaves no doubt (cheeks are skin, what lies just above the forehead is hair, what lies far below the chin is torso), by where a
 pixel lies relative to the head, and by filtering the class scores along image edges (Hosni et al., "Fast cost-volume filtering", 2013).
+Matte and scores are worked out on a coarse grid and brought to the edges of the whole picture by the fast guided filter.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from datasets_toolkit.annotators.base import FaceCrop, Map, Parsing, ParsingAnnotator
-from datasets_toolkit.annotators.masks import around
+from datasets_toolkit.annotators.guided_filter import guided_lines
 from datasets_toolkit.annotators.parsing_kernels import (
-    add_polygon,
-    add_priors,
+    apply_lines,
     colour_distances,
     colour_moments,
-    coverage,
-    extent,
+    cover,
+    fill,
+    fill_rings,
     find_seeds,
-    name_regions,
+    leads,
 )
 from datasets_toolkit.assets import ASSETS, locate
 from datasets_toolkit.faces import face_regions as regions
@@ -34,8 +35,10 @@ from datasets_toolkit.schema import ByteImage, FloatArray, Region
 
 MASK = npt.NDArray[np.bool_]
 SEGMENTER = "selfie_segmentation.tflite"
-PERSON = 0.5
-"""Matte above which a pixel counts as person."""
+GRID = 128
+"""Cells a side of the grid for matte and colours."""
+SEGMENTED = 256
+"""Pixels a side of what the segmenter is given; its network sees so many."""
 LINES = 8
 """Lines a pixel on which polygons are measured."""
 POLYGONS = (
@@ -48,6 +51,12 @@ POLYGONS = (
     (Region.LEFT_EYE, regions.LEFT_EYE),
     (Region.RIGHT_EYE, regions.RIGHT_EYE),
 )
+_RINGS = np.array([index for _, ring in POLYGONS for index in ring])
+_ENDS = np.cumsum([len(ring) for _, ring in POLYGONS])
+_PARTS = np.array([region for region, _ in POLYGONS], np.uint8)
+_PERSON = np.array(
+    [Region.BACKGROUND, Region.HAIR, Region.TORSO, Region.LEFT_EAR, Region.RIGHT_EAR, Region.NECK, Region.SKIN], np.uint8
+)  # fmt: skip
 
 
 class LandmarkParsing(ParsingAnnotator):
@@ -60,7 +69,7 @@ class LandmarkParsing(ParsingAnnotator):
         AssetError: the segmentation model cannot be had.
     """
 
-    version = 2
+    version = 3
     locations = frozenset({"assets"})
 
     def __init__(self, assets: Path | None = None) -> None:
@@ -85,23 +94,26 @@ class LandmarkParsing(ParsingAnnotator):
 
     def __call__(self, crop: FaceCrop) -> Parsing:
         """Labels and matte of a crop."""
-        matte = self._matte(crop.image)
-        face = polygon(crop.landmarks, regions.FACE_OVAL, len(matte))
-        matte = np.maximum(matte, face)  # the landmarker has seen a face here, whatever the segmenter says
-        matte = matte * connected(matte > 0.02, face > 0.5)
-        labels = _person_regions(crop, matte > PERSON, face > 0.5)
-        for region, ring in POLYGONS:
-            part = _bounds(crop.landmarks[list(ring), :2], len(matte))
-            labels[part][polygon(crop.landmarks, ring, len(matte))[part] > 0.5] = region
-        return Parsing(labels=labels, matte=matte.astype(np.float32))
+        size = len(crop.image)
+        middle = crop.image if size <= SEGMENTED else _resized(crop.image, SEGMENTED)
+        plane = head_plane(crop)
+        half = max(float(np.ptp(crop.landmarks[list(regions.FACE_OVAL), :2] @ plane[1, :2])) / 2, 1.0)  # of the face's height, cm
+        lines = _lines(crop, _resized(middle, GRID), _resized(self._person(middle), GRID), plane, half)
+        labels, matte = np.empty((size, size), np.uint8), np.empty((size, size), np.float32)
+        apply_lines(matte, labels, cv2.cvtColor(crop.image, cv2.COLOR_RGB2GRAY), lines, plane, half, _PERSON)
+        points = np.ascontiguousarray(crop.landmarks[:, :2], np.float64)
+        oval = points[list(regions.FACE_OVAL)]
+        cover(matte, oval, LINES)  # the landmarker has seen a face here, whatever the segmenter says
+        fill(labels, oval, LINES, Region.SKIN.value)
+        fill_rings(labels, points, _RINGS, _ENDS, _PARTS, LINES)
+        return Parsing(labels=labels, matte=matte)
 
-    def _matte(self, image: ByteImage) -> Map:
+    def _person(self, image: ByteImage) -> Map:
+        """The segmenter's probability of a person (as large as the image)."""
         import mediapipe
 
         result = self._segmenter.segment(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image)))
-        mask = np.squeeze(result.confidence_masks[0].numpy_view()).astype(np.float32)
-        matte = guided_filter(_grey(image), cv2.resize(mask, image.shape[1::-1]), radius=len(image) // 48, smoothness=3e-4)
-        return np.asarray(np.clip((matte - 0.1) / 0.8, 0, 1), np.float32)  # the filter leaves a haze at both ends
+        return np.array(np.squeeze(result.confidence_masks[0].numpy_view()), np.float32)
 
 
 def polygon(landmarks: FloatArray, ring: tuple[int, ...], size: int) -> Map:
@@ -110,18 +122,8 @@ def polygon(landmarks: FloatArray, ring: tuple[int, ...], size: int) -> Map:
     OpenCV's anti-aliased fill is no coverage: it draws the outline on top, which widens eyes and lips by more than half a pixel.
     """
     result = np.zeros((size, size), np.float32)
-    corners = np.ascontiguousarray(landmarks[list(ring), :2], np.float64)
-    rows, columns = _bounds(corners, size)
-    steps = np.zeros((rows.stop - rows.start, size + 2))
-    add_polygon(steps, corners, LINES, rows.start)
-    coverage(result, steps, rows.start, columns.start, columns.stop)
+    cover(result, np.ascontiguousarray(landmarks[list(ring), :2], np.float64), LINES)
     return result
-
-
-def _bounds(corners: FloatArray, size: int) -> tuple[slice, slice]:
-    """The rows and columns of a picture that a polygon (n x 2, pixels) touches."""
-    (left, top), (right, bottom) = (np.clip(one, 0, size).astype(int) for one in (np.floor(corners.min(0)), np.ceil(corners.max(0))))
-    return slice(int(top), int(bottom)), slice(int(left), int(right))
 
 
 def connected(mask: MASK, seed: MASK) -> MASK:
@@ -130,31 +132,6 @@ def connected(mask: MASK, seed: MASK) -> MASK:
     kept = np.zeros(count, bool)
     kept[parts[seed & mask]] = True
     return kept[parts]
-
-
-def guided_filter(guide: Map, image: Map, radius: int, smoothness: float) -> Map:
-    """Smooth ``image`` (h w) along the edges of ``guide`` (h w), both about [0, 1] (He et al., "Guided image filtering", 2013)."""
-    return guided_filters(guide, [image], radius, smoothness)[0]
-
-
-def guided_filters(guide: Map, images: Sequence[Map] | Map, radius: int, smoothness: float) -> list[Map]:
-    """As :func:`guided_filter`, for several images along one guide."""
-
-    def mean(values: Map) -> Map:
-        return np.asarray(cv2.blur(values, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT), np.float32)
-
-    guide_mean = mean(guide)
-    weight = 1 / (mean(guide * guide) - guide_mean * guide_mean + np.float32(smoothness))
-    found = []
-    for image in images:
-        image_mean = mean(image)
-        slope = (mean(guide * image) - guide_mean * image_mean) * weight
-        found.append(mean(slope) * guide + mean(image_mean - slope * guide_mean))
-    return found
-
-
-def _grey(image: ByteImage) -> Map:
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) / np.float32(255), np.float32)
 
 
 def head_plane(crop: FaceCrop) -> FloatArray:
@@ -167,25 +144,41 @@ def head_plane(crop: FaceCrop) -> FloatArray:
     return np.column_stack([axes, -axes @ middle])
 
 
-def _person_regions(crop: FaceCrop, person: MASK, face: MASK) -> npt.NDArray[np.uint8]:
-    """Background, face skin, hair, ears, neck and torso."""
-    labels = np.zeros(person.shape, np.uint8)
-    radius = max(len(labels) // 64, 2)
-    part = around(person | face, 2 * radius + 1)  # as far as the guided filter sees
-    top, left = part[0].start, part[1].start
-    plane = head_plane(crop)
-    half = extent(face, plane[1, 0], plane[1, 1]) / 2 if face.any() else 8.0  # of the face's height, cm
-    image, person, face = crop.image[part], person[part], face[part]
-    lab = cv2.cvtColor(cv2.bilateralFilter(np.ascontiguousarray(image), 5, 30, 3), cv2.COLOR_RGB2LAB)
-    seeds = np.empty(person.shape, np.uint8)
-    find_seeds(seeds, person, face, top, left, plane, half)
+def _lines(crop: FaceCrop, image: ByteImage, person: Map, plane: FloatArray, half: float) -> Map:
+    """Slopes and offsets (6 x g x s) in the brightness: of the matte, and of the leads of hair and torso over skin.
+
+    Args:
+        crop: gives the landmarks.
+        image: g x g x 3, the crop on the grid.
+        person: g x g, probability of a person.
+        plane: of :func:`head_plane`.
+        half: of the face's height, cm.
+    """
+    step = len(crop.image) / GRID
+    face = polygon(crop.landmarks / step, regions.FACE_OVAL, GRID) > 0.5
+    guide = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) / np.float32(255), np.float32)
+    slope, offset = guided_lines(guide, [person], GRID // 48 + 1, 3e-4)
+    alpha = np.maximum((slope * guide + offset - 0.1) * 1.25, face)
+    strangers = (alpha > 0.02) & ~connected(alpha > 0.02, face)
+    for values in (slope, offset, alpha):
+        values[strangers] = 0
+    place = plane * [step, step, 1]
+    found = guided_lines(guide, _leads(image, alpha > 0.5, face, place, half), GRID // 64, 1e-3)
+    result = np.empty((6, GRID, len(crop.image)), np.float32)
+    for values, target in zip((slope, offset, *found), result, strict=True):
+        cv2.resize(values, target.shape[::-1], dst=target)
+    return result
+
+
+def _leads(image: ByteImage, person: MASK, face: MASK, plane: FloatArray, half: float) -> Map:
+    """By how much hair and torso lead over skin (2 x g x g), in units of log density."""
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    seeds, result = np.empty(person.shape, np.uint8), np.empty((2, *person.shape), np.float32)
+    find_seeds(seeds, person, face, plane, half)
     planes = np.ascontiguousarray(lab.reshape(-1, 3).T, np.float32)
     scores = np.stack([_log_likelihood(planes, lab[seeds == seed]).reshape(seeds.shape) for seed in (1, 2, 3)])
-    add_priors(scores, top, left, plane, half, -12.0)
-    names = np.array([Region.HAIR, Region.SKIN, Region.TORSO, Region.LEFT_EAR, Region.RIGHT_EAR, Region.NECK], np.uint8)
-    smooth = np.stack(guided_filters(_grey(image), scores, radius, 1e-3))
-    name_regions(labels[part], smooth, person, face, top, left, plane, half, names)
-    return labels
+    leads(result, scores, plane, half, -12.0)
+    return result
 
 
 def _log_likelihood(planes: Map, samples: npt.NDArray[np.uint8]) -> Map:
@@ -210,6 +203,11 @@ def _clusters(samples: npt.NDArray[np.uint8], count: int) -> Map:
     """k-means centres with a fixed seed."""
     cv2.setRNGSeed(0)
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.5)
-    thin = np.ascontiguousarray(samples[:: max(len(samples) // 2000, 1)], np.float32)
+    thin = np.ascontiguousarray(samples[:: max(len(samples) // 500, 1)], np.float32)
     labels = np.zeros((len(thin), 1), np.int32)
     return np.asarray(cv2.kmeans(thin, count, labels, criteria, 1, cv2.KMEANS_PP_CENTERS)[2], np.float32)
+
+
+def _resized(image: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:
+    """A square image at ``side`` pixels a side: averaged where it becomes smaller."""
+    return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if len(image) > side else cv2.INTER_LINEAR))

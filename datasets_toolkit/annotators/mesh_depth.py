@@ -2,18 +2,20 @@
 
 Outside the face a coarse anatomical head (an ellipsoid for the skull, a cylinder for the neck, scaled to the person) gives a prior; the
 difference between mesh and prior at the rim of the face is carried outwards by a screened Poisson equation, so that depth and slope
-continue from the face and return to the prior a few centimetres away.
+continue from the face and return to the prior a few centimetres away. All that lies outside the face is smooth: it is worked out on a
+coarse grid and interpolated.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from datasets_toolkit.annotators.base import DepthAnnotator, FaceCrop, Map, Parsing
-from datasets_toolkit.annotators.masks import around
-from datasets_toolkit.annotators.mesh_kernels import head_depth, nearest_depth, upper_head
+from datasets_toolkit.annotators.mesh_kernels import head_depth, join_depth, nearest_depth, upper_head
 from datasets_toolkit.annotators.poisson import screened_poisson
 from datasets_toolkit.faces import face_regions as regions
 from datasets_toolkit.faces.head_pose import canonical_face
@@ -27,66 +29,65 @@ BEHIND = -1.0
 """How far in front of the head's origin (cm of depth) the prior ends: hair beside the neck lies behind the face, but not at infinity."""
 REACH = 8.0
 """Length (cm) over which the depth returns from the face mesh to the prior."""
-SOLVE_SIZE = 128
+GRID = 128
+"""Cells a side of the grid for all that lies outside the face."""
 _IS_HEAD = np.isin(np.arange(256), HEAD_REGIONS)
 
 
 class MeshDepth(DepthAnnotator):
     """The default depth annotator."""
 
-    version = 2
+    version = 3
 
     def __call__(self, crop: FaceCrop, parsing: Parsing) -> Map:
         """Depth (s x s, cm) wherever ``parsing`` shows a part of the head; 0 elsewhere."""
         mesh = rasterise_depth(crop, len(crop.image))
-        face, head = mesh > 0, _IS_HEAD[parsing.labels]
-        prior = head_prior(crop, head | face)
-        depth = prior + _continued(mesh, prior, face, crop)
-        np.copyto(depth, mesh, where=face)
-        depth[~head] = 0
+        around = _continued(mesh, _IS_HEAD[cv2.resize(parsing.labels, (GRID, GRID), interpolation=cv2.INTER_NEAREST)], crop)
+        depth = np.asarray(cv2.resize(around, mesh.shape, interpolation=cv2.INTER_CUBIC), np.float32)
+        join_depth(depth, mesh, parsing.labels, _IS_HEAD)
         return depth
 
 
 def rasterise_depth(crop: FaceCrop, size: int) -> Map:
     """Depth (size x size, cm) of the tracked mesh, eyes and mouth closed by fans; 0 outside. Nearest surface first (z-buffer)."""
     depth = crop.head_to_camera[2, :3] @ crop.mesh.T + crop.head_to_camera[2, 3]
-    points, depth, triangles = _close_openings(crop.landmarks[:, :2], depth)
+    values = np.column_stack([crop.landmarks[:, :2], depth])
+    values = np.concatenate([values, [values[list(ring)].mean(0) for ring in _OPENINGS]])
     image = np.zeros((size, size), np.float32)
-    nearest_depth(image, points, 1 / depth, triangles)
+    nearest_depth(image, values[:, :2], 1 / values[:, 2], _closed_triangles())
     return image
 
 
-def _close_openings(points: FloatArray, depth: FloatArray) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64]]:
-    """Add a fan around the centre of each eye and of the mouth, where the mesh is open."""
+_OPENINGS = (regions.LEFT_EYE, regions.RIGHT_EYE, regions.MOUTH_INNER)
+
+
+@lru_cache(maxsize=1)
+def _closed_triangles() -> npt.NDArray[np.int64]:
+    """Those of the mesh, and a fan around the centre of each eye and of the mouth, where it is open; the centres follow the vertices."""
     triangles = [canonical_face().triangles]
-    for ring in (regions.LEFT_EYE, regions.RIGHT_EYE, regions.MOUTH_INNER):
-        centre = len(points)
-        points = np.concatenate([points, points[list(ring)].mean(0, keepdims=True)])
-        depth = np.append(depth, depth[list(ring)].mean())
+    for centre, ring in enumerate(_OPENINGS, len(canonical_face().vertices)):
         following = ring[1:] + ring[:1]
         triangles.append(np.array([(centre, a, b) for a, b in zip(ring, following, strict=True)]))
-    return points, depth, np.concatenate(triangles)
+    return np.concatenate(triangles)
 
 
 def head_prior(crop: FaceCrop, head: MASK) -> Map:
-    """Depth (s x s, cm) at which each pixel's ray meets the anatomical head, or passes it most closely; 0 far from ``head`` (s x s).
+    """Depth (n x n, cm) at which rays meet the anatomical head, or pass it most closely.
 
-    The skull is widened until it holds the hair that ``head`` shows.
+    The skull is widened until it holds the hair that ``head`` (n x n, the crop on any grid) shows.
     """
     size = len(head)
     rotation, shift = crop.head_to_camera[:3, :3], crop.head_to_camera[:3, 3]
-    rays, origin = np.linalg.inv(crop.intrinsics).T @ rotation, -rotation.T @ shift
+    step = len(crop.image) / size
+    rays, origin = (np.linalg.inv(crop.intrinsics) * [step, step, 1]).T @ rotation, -rotation.T @ shift
     grown = _growth(crop)
     radii = SKULL_RADII * grown * _hair_room(rays, origin, grown, head)
     inverse, neck = 1 / radii, np.array([1, 0, 1]) / (NECK_RADIUS * grown.mean())
     starts = (origin - SKULL_CENTRE * grown) * inverse, (origin - NECK_CENTRE * grown) * neck
-    prior, blur = np.zeros((size, size), np.float32), size / 100
-    part = around(head, int(np.ceil(4 * blur)) + 1)
-    window = np.empty(prior[part].shape, np.float32)
+    prior = np.empty((size, size), np.float32)
     limits = 0.5 * NECK_CENTRE[1], shift[2] - 12, shift[2] - BEHIND
-    head_depth(window, part[0].start, part[1].start, rays, inverse, neck, *starts, origin[1], *limits)
-    prior[part] = cv2.GaussianBlur(window, (0, 0), blur)  # no creases where the parts meet
-    return prior
+    head_depth(prior, rays, inverse, neck, *starts, origin[1], *limits)
+    return np.asarray(cv2.GaussianBlur(prior, (0, 0), size / 100), np.float32)  # no creases where the parts meet
 
 
 def _hair_room(rays: FloatArray, origin: FloatArray, grown: FloatArray, head: MASK) -> FloatArray:
@@ -105,14 +106,14 @@ def _growth(crop: FaceCrop) -> FloatArray:
     return np.asarray(np.clip(growth, 0.85, 1.2))
 
 
-def _continued(mesh: Map, prior: Map, face: MASK, crop: FaceCrop) -> Map:
-    """Solve ``(Laplacian - 1 / REACH^2) u = 0`` outside the face with ``u = mesh - prior`` on it (size x size)."""
-    size = len(mesh)
-    small = (SOLVE_SIZE, SOLVE_SIZE)
-    covered = cv2.resize(face.astype(np.float32), small, interpolation=cv2.INTER_AREA)
-    difference = cv2.resize(np.where(face, mesh - prior, np.float32(0)), small, interpolation=cv2.INTER_AREA)
+def _continued(mesh: Map, head: MASK, crop: FaceCrop) -> Map:
+    """Depth (g x g, cm) of face (``mesh``, s x s) and all around it; ``head`` (g x g) is where the parsing shows one.
+
+    ``(Laplacian - 1 / REACH^2) u = 0`` is solved outside the face with ``u = mesh - prior`` on it.
+    """
+    covered = np.asarray(cv2.resize((mesh > 0).astype(np.float32), head.shape, interpolation=cv2.INTER_AREA))
     known = covered > 0.5
-    value = np.where(known, difference / covered.clip(1e-6), 0).astype(np.float64)
-    step = crop.head_to_camera[2, 3] / crop.intrinsics[0, 0] * size / SOLVE_SIZE
-    solved = screened_poisson(value, known, (step / REACH) ** 2).astype(np.float32)
-    return np.asarray(cv2.resize(solved, (size, size), interpolation=cv2.INTER_CUBIC))
+    prior = head_prior(crop, head | known)
+    value = cv2.resize(mesh, head.shape, interpolation=cv2.INTER_AREA) / np.maximum(covered, np.float32(0.5)) - prior
+    step = crop.head_to_camera[2, 3] / crop.intrinsics[0, 0] * len(mesh) / len(head)
+    return np.asarray(prior + screened_poisson(value.astype(np.float64), known, (step / REACH) ** 2), np.float32)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from datasets_toolkit.annotators import FaceCrop
@@ -19,9 +20,11 @@ from datasets_toolkit.build.track_stage import frames_of
 from datasets_toolkit.build.track_unit import TrackUnit, raw_clip
 from datasets_toolkit.build.work import UnitStore
 from datasets_toolkit.errors import MediaError
+from datasets_toolkit.media.conversion import Window
 from datasets_toolkit.media.opening import MediaWarning
 from datasets_toolkit.media.sound import SourceSound, read_sound
 from datasets_toolkit.media.video import VideoFrame
+from datasets_toolkit.native import keep_freed_memory
 from datasets_toolkit.shards.codecs import COLUMNS
 
 LOOKS = 8
@@ -37,6 +40,7 @@ def annotate_source(job: AnnotateJob) -> AnnotateResult:
     """Make the missing units of a source's clips."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MediaWarning)  # the first pass has told
+        keep_freed_memory()
         return _Annotation(job).run()
 
 
@@ -104,22 +108,30 @@ class _Annotation:
         if not waiting:
             return
         last, active = max(task.last for task in waiting), list[_Labels]()
-        for row, frame in self._decoded(path, last):
+
+        def begin(row: int) -> None:
             while waiting and waiting[0].first <= row:
                 active.append(_Labels(self, waiting.pop(0)))
+
+        begin(0)
+        for row, frame in self._decoded(path, last, lambda row: _union([labels.window for labels in active if labels.wants(row)])):
             for labels in active:
-                labels.add(row, frame)
+                if labels.wants(row):
+                    labels.add(row, frame)
             for labels in [labels for labels in active if labels.task.last == row]:
                 labels.finish()
                 active.remove(labels)
+            begin(row + 1)
 
-    def _decoded(self, path: Path, last: int) -> Iterator[tuple[int, VideoFrame]]:
-        """Rows and frames up to ``last``, which must be those of the first pass.
+    def _decoded(self, path: Path, last: int, part: Callable[[int], Window | None]) -> Iterator[tuple[int, VideoFrame]]:
+        """Rows and frames up to ``last``, which must be those of the first pass; ``part`` says what is needed of a row.
 
         Raises:
             MediaError: they are not: the file has changed.
         """
-        for row, frame in enumerate(self.watch.each("decode again", frames_of(path, self.job.source))):
+        rows = {index: row for row, index in enumerate(self.unit.indices.tolist())}
+        frames = frames_of(path, self.job.source, lambda index: part(rows[index]) if index in rows else None)
+        for row, frame in enumerate(self.watch.each("decode again", frames)):
             if row > last:
                 return
             if row >= len(self.unit.times) or frame.index != self.unit.indices[row]:
@@ -146,10 +158,11 @@ class _Annotation:
         rows = np.flatnonzero(clip.found)
         wanted = np.arange(begin, clip.times[-1] + 1e-6, 1 / SYNC_RATE)
         nearest = rows[np.abs(clip.times[rows][None] - wanted[:, None]).argmin(1)]
-        for row, frame in self._decoded(path, task.last):
-            place = row - task.first
-            if place in nearest:
-                crop = frames.crop(frame.image, place)
+        window, needed = frames.window(), set((nearest + task.first).tolist())
+        for row, frame in self._decoded(path, task.last, lambda row: window if row in needed else None):
+            if row in needed:
+                place = row - task.first
+                crop = frames.crop(frame.image, place, frame.corner)
                 yield from [crop] * int((nearest == place).sum())
 
     def _write(self, task: ClipTask, family: str, samples: Samples) -> None:
@@ -161,6 +174,7 @@ class _Labels:
 
     def __init__(self, work: _Annotation, task: ClipTask) -> None:
         self.work, self.task, self.frames = work, task, work.prepared(task)
+        self.window = self.frames.window()
         self.made: dict[str, Samples] = {family: [] for family in task.keys if family in PICTURES and COLUMNS_OF[family]}
         self.needed = _with_seen([*self.made])
         rows = np.flatnonzero(self.frames.clip.found)
@@ -168,13 +182,17 @@ class _Labels:
         self.looks = set(rows[places].tolist()) if "identity" in task.keys else set()
         self.embeddings: list[Any] = []
 
+    def wants(self, row: int) -> bool:
+        """Whether the crop of a row of the source is needed."""
+        place = row - self.task.first
+        inside = 0 <= place < len(self.frames.clip.found)
+        return bool(inside and self.frames.clip.found[place] and (self.made or place in self.looks))
+
     def add(self, row: int, frame: VideoFrame) -> None:
-        """Annotate the crop of a decoded frame, if it shows the face."""
+        """Annotate the crop of a decoded frame that shows the face."""
         place, watch = row - self.task.first, self.work.watch
-        if not self.frames.clip.found[place] or not (self.made or place in self.looks):
-            return
         with watch("crop"):
-            crop = self.frames.crop(frame.image, place)
+            crop = self.frames.crop(frame.image, place, frame.corner)
         if place in self.looks:
             with watch("identity"):
                 self.embeddings.append(self.work.annotators["identity"](crop))
@@ -201,7 +219,7 @@ class _Labels:
         if "parsing" in self.needed:
             with watch("parsing"):
                 parsing = made["parsing"](crop)
-            values.update(parsing=parsing.labels, matte=np.asarray(np.rint(parsing.matte * 255), np.uint8))
+            values.update(parsing=parsing.labels, matte=np.asarray(cv2.convertScaleAbs(parsing.matte, alpha=255), np.uint8))
         if "depth" in self.needed:
             with watch("depth"):
                 values["depth"] = made["depth"](crop, parsing)
@@ -214,6 +232,14 @@ class _Labels:
 def _with_seen(families: Sequence[str]) -> set[str]:
     """Families and all those whose output they are given."""
     return {*families, *(other for family in families for other in SEES.get(family, ()))}
+
+
+def _union(windows: Sequence[Window]) -> Window | None:
+    """The smallest window that holds all; None if there is none."""
+    if not windows:
+        return None
+    left, top, right, bottom = zip(*windows, strict=True)
+    return min(left), min(top), max(right), max(bottom)
 
 
 def _key(index: int) -> str:

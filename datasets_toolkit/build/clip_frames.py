@@ -16,11 +16,14 @@ from datasets_toolkit.build.scores import mouth_opening
 from datasets_toolkit.faces.detection import crop_image, inside_image, reference_box, smooth_boxes, source_to_crop
 from datasets_toolkit.faces.head_pose import euler_degrees
 from datasets_toolkit.faces.smoothing import ZeroPhaseOneEuro, smooth_clip
+from datasets_toolkit.media.conversion import Window
 from datasets_toolkit.sample import FrameMeta
 from datasets_toolkit.schema import ByteImage, FloatArray, TrackedClip
 
-VERSION = 1
+VERSION = 2
 """Changes whenever the same tracks may give other crops or labels."""
+REACH = 2.0
+"""Source pixels for a pixel of the crop, beyond its border, that resampling looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +43,17 @@ class ClipFrames:
     boxes: FloatArray
     size: int
 
-    def crop(self, image: ByteImage, row: int) -> FaceCrop:
-        """What annotators get of the clip's frame ``row`` (counted in the clip; it shows the face), from the decoded image (h w 3)."""
+    def crop(self, image: ByteImage, row: int, corner: tuple[int, int] = (0, 0)) -> FaceCrop:
+        """What annotators get of the clip's frame ``row`` (counted in the clip; it shows the face).
+
+        Args:
+            image: h w 3, the decoded frame, or a part of it that holds :meth:`window`.
+            row: see above.
+            corner: x and y of the image's first pixel in the frame.
+        """
         matrix = source_to_crop(self.boxes[row], self.size)
         return FaceCrop(
-            image=crop_image(image, self.boxes[row], self.size),
+            image=crop_image(image, self.boxes[row], self.size, corner),
             landmarks=self.landmarks(row),
             blendshapes=self.clip.blendshapes[row],
             mesh=self.clip.mesh[row],
@@ -52,6 +61,12 @@ class ClipFrames:
             intrinsics=matrix @ self.clip.intrinsics,
             source_to_crop=matrix,
         )
+
+    def window(self) -> Window:
+        """The part of the frames that all crops of the clip are made of; it may reach outside them."""
+        margin = REACH * np.maximum(self.boxes[:, 2].max() / self.size, 1) + 4
+        low, high = self.boxes[:, :2].min(0) - margin, (self.boxes[:, :2] + self.boxes[:, 2:]).max(0) + margin
+        return int(np.floor(low[0])), int(np.floor(low[1])), int(np.ceil(high[0])), int(np.ceil(high[1]))
 
     def landmarks(self, row: int) -> FloatArray:
         """Landmarks of a frame (478 x 3) in pixels of the crop."""

@@ -16,7 +16,7 @@ from datasets_toolkit.faces.tracking import assemble_clip
 from datasets_toolkit.schema import BLENDSHAPES, LANDMARKS, Face, FloatArray, TrackedClip
 from datasets_toolkit.shards.codecs import decode_array, encode_array
 
-VERSION = 1
+VERSION = 2
 """Changes whenever the same video may give other tracks, clips or scores."""
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import cv2
 import numpy as np
 
 from datasets_toolkit.assets import locate
@@ -85,26 +84,15 @@ def source_to_crop(box: FloatArray, size: int) -> FloatArray:
     return np.array([[scale, 0, -box[0] * scale], [0, scale, -box[1] * scale], [0, 0, 1]])
 
 
-def crop_image(image: ByteImage, box: FloatArray, size: int) -> ByteImage:
-    """Resample the square ``box`` of an image (h w c) to ``size`` x ``size``; beyond the border the edge is repeated."""
-    shrink = box[2] / size
-    if shrink > 1:  # average before sampling, or fine texture turns into moire
-        image, box = _part_below(image, box, int(np.ceil(4 * 0.35 * shrink)) + 3)
-        image = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.35 * shrink), np.uint8)
-    matrix = _CENTRES @ source_to_crop(box, size) @ np.linalg.inv(_CENTRES)
-    flags = cv2.INTER_LINEAR if shrink > 1 else cv2.INTER_CUBIC
-    return np.asarray(cv2.warpAffine(image, matrix[:2], (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+def crop_image(image: ByteImage, box: FloatArray, size: int, corner: tuple[int, int] = (0, 0)) -> ByteImage:
+    """Resample the square ``box`` of an image (h w c) to ``size`` x ``size``; beyond the border the edge is repeated.
 
+    Cubic where it becomes larger; where it becomes smaller, averaged before it is sampled. ``corner`` (x, y) is where ``image`` begins if
+    it is a part of the picture.
+    """
+    from datasets_toolkit.faces.resampling import resample_square  # a compiler, which whoever only needs boxes does without
 
-def _part_below(image: ByteImage, box: FloatArray, margin: int) -> tuple[ByteImage, FloatArray]:
-    """The pixels of an image (h w c) that a box shows, with a margin inside the image, and the box in their coordinates."""
-    last = np.array(image.shape[1::-1]) - 1
-    left, top = np.maximum(np.clip(np.floor(box[:2]).astype(int), 0, last) - margin, 0).tolist()
-    right, bottom = (np.clip(np.ceil(box[:2] + box[2]).astype(int), 0, last) + margin + 1).tolist()
-    return image[top:bottom, left:right], box - np.array([left, top, 0])
-
-
-_CENTRES = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])  # our pixel centres are at .5, OpenCV's at integers
+    return resample_square(image, box, size, corner)
 
 
 class FaceTracker:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from datasets_toolkit.errors import MediaError
+from datasets_toolkit.media.conversion import Converter, Window, orientation, square_size
 from datasets_toolkit.media.images import MAX_PIXELS, read_image
-from datasets_toolkit.media.opening import EXACT_SCALING, MediaWarning, check_input, import_av
+from datasets_toolkit.media.opening import MediaWarning, check_input, import_av
 from datasets_toolkit.media.video_writer import VideoWriter
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ __all__ = ["MAX_PIXELS", "MediaWarning", "VideoFrame", "VideoInfo", "VideoWriter
 _TIE = 0.001  # seconds between two frames that the source gives one and the same time
 _EARLY_END = 0.5  # seconds that a video may end before its header says, without a warning
 _SLOWEST, _FASTEST = Fraction(1, 10), Fraction(1000)  # rates outside are header errors: a time base taken for a rate
-_BT709, _BT601 = 1, 5  # colour matrices, as numbered in H.273
-_UNSPECIFIED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +57,7 @@ class VideoFrame:
     index: int  # in the source, from 0; frames that cannot be decoded keep their number
     time: float  # presentation time in seconds on the clock of the source, strictly increasing
     image: npt.NDArray[np.uint8]  # h w 3, RGB
+    corner: tuple[int, int] = (0, 0)  # x and y of the image's first pixel in the whole frame; other than 0 only where a part was asked for
 
 
 def probe(path: Path) -> VideoInfo:
@@ -70,8 +70,8 @@ def probe(path: Path) -> VideoInfo:
         frame = next((frame for _, frame in _decode(container, stream, _Damage())), None)
         if frame is None:
             raise _no_frame(path)
-        width, height = _square_size(frame, stream)
-        if _orientation(frame)[0]:
+        width, height = square_size(frame, stream)
+        if orientation(frame)[0]:
             width, height = height, width
         fps, duration = _rate(stream), _duration(container, stream)
         return VideoInfo(
@@ -85,7 +85,9 @@ def probe(path: Path) -> VideoInfo:
         )
 
 
-def read_frames(path: Path, *, start: float | None = None, limit: int | None = None) -> Iterator[VideoFrame]:
+def read_frames(
+    path: Path, *, start: float | None = None, limit: int | None = None, part: Callable[[int], Window | None] | None = None
+) -> Iterator[VideoFrame]:
     """Decode a video frame by frame.
 
     Times are the presentation times of the stream, also where its rate varies. A missing time, or one that jumps back by more than a
@@ -96,6 +98,8 @@ def read_frames(path: Path, *, start: float | None = None, limit: int | None = N
         path: of the video.
         start: seconds on the clock of the source; earlier frames are decoded (they keep their numbers) but not returned.
         limit: the largest number of frames to return.
+        part: for the number of a frame the window of it that is needed, or None where nothing is (its image is empty then). Frames may
+            still come whole; the pixels are the same. It is asked just before a frame is returned.
 
     Raises:
         MediaError: as :func:`probe`, when the first frame is asked for.
@@ -103,6 +107,7 @@ def read_frames(path: Path, *, start: float | None = None, limit: int | None = N
     with _open(path) as (container, stream):
         damage, period, tick = _Damage(), float(1 / _rate(stream)), float(stream.time_base or 0)
         read, returned, end, time = 0, 0, 0.0, None
+        convert = Converter(stream)
         for index, frame in _decode(container, stream, damage):
             if limit is not None and returned >= limit:
                 return
@@ -111,7 +116,12 @@ def read_frames(path: Path, *, start: float | None = None, limit: int | None = N
             read += 1
             if start is None or time >= start:
                 returned += 1
-                yield VideoFrame(index, time, _rgb(frame, stream))
+                if part is None:
+                    yield VideoFrame(index, time, convert(frame))
+                elif (window := part(index)) is not None:
+                    yield VideoFrame(index, time, *convert.part(frame, window))
+                else:
+                    yield VideoFrame(index, time, np.empty((0, 0, 3), np.uint8))
         if read == 0:
             raise _no_frame(path)
         _warn_if_cut(path, read, damage.frames, _declared_end(container, stream, end) - end)
@@ -217,33 +227,3 @@ def _warn_if_cut(path: Path, read: int, lost: int, missing: float) -> None:
     facts += [f"it ends {missing:.1f} s before its header says"] if missing > _EARLY_END else []
     if len(facts) > 1:
         warnings.warn(f"{path}: damaged or cut short: {', '.join(facts)}", MediaWarning, stacklevel=3)
-
-
-def _square_size(frame: DecodedFrame, stream: VideoStream) -> tuple[int, int]:
-    """Width and height of a frame with square pixels, before rotation: the shorter sampling is enlarged."""
-    aspect = float(stream.sample_aspect_ratio or 1)
-    if not 0.1 <= aspect <= 10.0:  # an unset or broken tag
-        aspect = 1.0
-    return round(frame.width * max(aspect, 1.0)), round(frame.height / min(aspect, 1.0))
-
-
-def _orientation(frame: DecodedFrame) -> tuple[bool, bool, bool]:
-    """Whether to transpose, then to flip left-right, then upside down, by the display matrix: x' = a x + c y, y' = b x + d y."""
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return False, False, False
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5]
-    if abs(int(a)) + abs(int(d)) >= abs(int(b)) + abs(int(c)):
-        return False, bool(a < 0), bool(d < 0)
-    return True, bool(c < 0), bool(b < 0)
-
-
-def _rgb(frame: DecodedFrame, stream: VideoStream) -> npt.NDArray[np.uint8]:
-    width, height = _square_size(frame, stream)
-    # Untagged material is BT.709 from 720 lines on and BT.601 below, as players take it.
-    matrix = (_BT709 if frame.height >= 720 else _BT601) if frame.colorspace == _UNSPECIFIED else None
-    rgb = frame.reformat(width, height, "rgb24", src_colorspace=matrix, src_color_range=frame.color_range, interpolation=EXACT_SCALING)
-    image = rgb.to_ndarray().astype(np.uint8, copy=False)
-    transpose, mirror, upside_down = _orientation(frame)
-    image = image.swapaxes(0, 1) if transpose else image
-    return np.ascontiguousarray(image[:: -1 if upside_down else 1, :: -1 if mirror else 1])
