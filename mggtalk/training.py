@@ -89,8 +89,14 @@ def _hush() -> None:
     lightning = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector")
     for name in lightning:
         logging.getLogger(f"lightning.{name}").addFilter(_worth_telling)
-    for message in (".*args parameter is intended", ".*LeafSpec", ".*Checkpoint directory .* exists and is not empty"):
-        warnings.filterwarnings("ignore", message=message)
+    for message in (
+        "args parameter is intended",
+        "LeafSpec",
+        "Checkpoint directory .* exists and is not empty",
+        "in eval mode at the start",
+        "sync_dist",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}")  # networks of losses are frozen; metrics have been synchronised
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:

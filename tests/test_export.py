@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,3 +182,53 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ):
         save_file(bad, path)
         assert "does not fit" in refused(tmp_path / "model")
+
+
+def test_a_model_in_one_file_is_that_of_the_folder(tmp_path: Path) -> None:
+    model, path = written(tmp_path), tmp_path / "deep" / "model.safetensors"
+    save_model(model, small_config(), path)
+    found = load_model(path)
+    assert not found.training and found.voxel_size == 0.5
+    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_one_file_without_a_sound_description_is_refused(tmp_path: Path) -> None:
+    model = written(tmp_path)
+    path = tmp_path / "one.safetensors"
+    described = {"format": "mggtalk-model", "version": 1, "weights": "model.safetensors", "model": small_config()}
+    for metadata, words in (
+        (None, "not the config of a model"),
+        ({"mggtalk-model": "{"}, "not a safetensors file of a model"),
+        ({"mggtalk-model": "[" * 10**5}, "not a safetensors file of a model"),
+        ({"mggtalk-model": json.dumps({**described, "version": 7})}, "version 7"),
+        ({"mggtalk-model": json.dumps({**described, "model": {"class_path": "os.system"}})}, "not part of mggtalk"),
+    ):
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path, metadata=metadata)
+        assert words in refused(path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:200], b"\x80\x04" + whole[2:]):
+        path.write_bytes(damaged)
+        assert "not a safetensors file of a model" in refused(path)
+    path.unlink()
+    assert "no such file" in refused(path)
+
+
+def test_a_hub_that_is_not_reached_is_told_and_folders_have_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def offline(*_: object, **__: object) -> str:
+        raise OSError("there is\nno network")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="someone/model: there is no such folder, and the hub does not give it: there is no network"):
+        load_model("someone/model")
+    written(tmp_path / "someone")
+    assert load_model("someone/model").voxel_size == 0.5
+    for name in ("../model", "someone/", "a/b/c", "/someone/none"):
+        with pytest.raises(ModelError, match="no such file"):
+            load_model(name)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ModelError, match="pip install huggingface_hub"):
+        load_model("someone/other")

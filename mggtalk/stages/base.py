@@ -6,10 +6,11 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -20,7 +21,7 @@ from mggtalk.losses import ImageLoss, Term, image_terms, total
 from mggtalk.model import MGGTalk
 from mggtalk.modules.precision import exact
 from mggtalk.networks.perceptual import make_perceptual
-from mggtalk.stages.measures import CrossMeasures, SelfMeasures
+from mggtalk.stages.measures import CrossMeasures, Measures, SelfMeasures
 from mggtalk.types import Frame, Gaussians, Identity, Pair, Reenactment
 
 PARTS = ("refiner", "encoder", "deformation", "visible_decoder", "mirrored_decoder", "densifier", "inpainter")
@@ -154,15 +155,15 @@ class Stage(LightningModule, ABC):
         self.log("train/rate_factor", self.optimiser.factor(self.global_step, self._steps()), batch_size=1)
         return loss
 
-    def validation_step(self, batch: PairBatch, index: int, dataloader_idx: int = 0) -> Reenactment:
+    def validation_step(self, batch: PairBatch, index: int, dataloader_idx: int = 0) -> Reenactment:  # type: ignore[override] # for callbacks
         """Measures of a batch, and what they were taken of."""
         return self._measure("val", batch, dataloader_idx)
 
-    def test_step(self, batch: PairBatch, index: int, dataloader_idx: int = 0) -> Reenactment:
+    def test_step(self, batch: PairBatch, index: int, dataloader_idx: int = 0) -> Reenactment:  # type: ignore[override]
         """As validation."""
         return self._measure("test", batch, dataloader_idx)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the trained parts, its rate set at every step."""
         groups = parameter_groups(self.model, self.trains, self.optimiser)
         optimiser = torch.optim.AdamW(groups, betas=self.optimiser.betas)
@@ -182,14 +183,15 @@ class Stage(LightningModule, ABC):
         trace = self.trace(batch.pair)
         tracked = self.tracked == "always" or (self.tracked == "test" and split == "test")
         if loader == 0:
-            self.measures[split].update(self.objective(batch.pair, trace), trace.shown, batch, tracked)
+            cast(SelfMeasures, self.measures[split]).update(self.objective(batch.pair, trace), trace.shown, batch, tracked)
         else:
-            self.cross_measures[split].update(trace.shown, batch, tracked)
+            cast(CrossMeasures, self.cross_measures[split]).update(trace.shown, batch, tracked)
         return trace.shown
 
     def _report(self, split: str) -> None:
         for name, measures in ((split, self.measures[split]), (f"{split}_cross", self.cross_measures[split])):
-            self.log_dict({f"{name}/{key}": value for key, value in measures.compute().items()}, sync_dist=False)
+            values = cast(Measures, measures).compute()
+            self.log_dict({f"{name}/{key}": value for key, value in values.items()}, sync_dist=False)
 
     def on_validation_epoch_end(self) -> None:
         """Means over all pairs of all processes."""

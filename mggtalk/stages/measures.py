@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +32,13 @@ class Measures(nn.Module):
     def add(self, name: str, *values: Any) -> None:
         """Update a metric; only those that were updated are reported."""
         self.used.add(name)
-        self.metrics[name].update(*values)
+        cast(Metric, self.metrics[name]).update(*values)
 
     def compute(self) -> dict[str, Tensor]:
         """The metrics that were updated since the last report, in single precision; then they start anew."""
-        values = {name: self.metrics[name].compute().float() for name in self.metrics if name in self.used}
-        for metric in self.metrics.values():
+        metrics = {name: cast(Metric, metric) for name, metric in self.metrics.items() if name in self.used}
+        values = {name: metric.compute().float() for name, metric in metrics.items()}
+        for metric in metrics.values():
             metric.reset()
         self.used.clear()
         return values
