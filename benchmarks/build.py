@@ -1,6 +1,6 @@
 """How fast ``mggdata build`` is, against decoding and landmarks alone on the same clips in the same run, and what two workers bring.
 
-    python benchmarks/build.py FOLDER_OF_CLIPS [--clips 8] [--size 512]
+    python benchmarks/build.py FOLDER_OF_CLIPS [--clips 8] [--size 512] [--workers 2] [--quick] [--json FILE]
 
 Everything is held to one core first (where the system can do that): the floor decodes each frame and runs the face landmarker on it, the
 build makes a whole data set. Then the build runs with one and with two workers on all cores. Models are loaded and loops compiled before.
@@ -9,6 +9,7 @@ build makes a whole data set. Then the build runs with one and with two workers 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -25,6 +26,7 @@ from datasets_toolkit.build.executors import LocalExecutor, Outcome
 from datasets_toolkit.build.pipeline import tracker
 from datasets_toolkit.build.progress import time_table
 from datasets_toolkit.build.run import Summary, build
+from datasets_toolkit.errors import UserError
 from datasets_toolkit.faces.tracking import near_face
 from datasets_toolkit.media.opening import MediaWarning
 from datasets_toolkit.media.video import read_frames
@@ -104,9 +106,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=8, help="take so many, evenly spread (default %(default)s)")
     parser.add_argument("--size", type=int, default=512, help="pixels a side of the crop (default %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="compare one worker with so many; 1 leaves that away (default %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one clip, one worker")
+    parser.add_argument("--json", type=Path, help="where all numbers go")
     parsed = parser.parse_args(arguments)
+    if parsed.quick:
+        parsed.clips = parsed.workers = 1
     logging.disable(logging.WARNING)
-    every = Folder().discover(parsed.folder).sources
+    try:
+        every = Folder().discover(parsed.folder).sources
+    except UserError as error:
+        parser.error(str(error))
     sources = [every[len(every) * place // min(parsed.clips, len(every))] for place in range(min(parsed.clips, len(every)))]
     config = load_config(None, [f"size={parsed.size}", "policy=null", *parsed.settings])
     with one_core(), LocalExecutor(1) as executor:
@@ -125,6 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(sources)} clips, {whole.frames} frames, {summary.counts['samples']} samples of {parsed.size} pixels")
     print(text_table(("", "frames/s", "ms/frame", "on", ""), rows))
     print(f"\nbuild on 1 core, stage by stage\n{time_table(summary.seconds, summary.frames())}")
+    if parsed.json is not None:
+        shown = {"rows": [dict(zip(("what", "frames_per_second", "ms_per_frame", "on", "ratio"), row, strict=True)) for row in rows]}
+        parsed.json.write_text(json.dumps({**shown, "frames": whole.frames, "stage_seconds": summary.seconds}, indent=1) + "\n")
     return 0
 
 
