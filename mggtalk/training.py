@@ -16,13 +16,23 @@ from typing import Any
 
 import yaml
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from datasets_toolkit.errors import UserError
 from mggtalk.data.datamodule import PairDataModule
 from mggtalk.stages.base import Stage
 
 COMMANDS = ("fit", "validate", "test")
+
+
+class FitConfig(SaveConfigCallback):
+    """Keeps the configuration of training beside the run; measuring a checkpoint leaves it as it is."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save, for training only."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 class TrainingCLI(LightningCLI):
@@ -119,6 +129,7 @@ def make_cli(arguments: Sequence[str], run: bool = True) -> TrainingCLI:
         subclass_mode_data=True,
         args=with_bases(arguments),
         parser_kwargs={"parser_mode": "omegaconf+"},
+        save_config_callback=FitConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
     )

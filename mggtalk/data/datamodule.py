@@ -21,6 +21,8 @@ from mggtalk.data.pairs import FrameTable, PairPlan, PairRule, cross_pairs, fram
 from mggtalk.geometry.face_model import FaceModel
 
 log = logging.getLogger(__name__)
+JUDGES = 0
+"""Seed of the pairs that validation and tests look at: the same for runs with other seeds, or they could not be compared."""
 
 
 class PairDataModule(LightningDataModule):
@@ -41,7 +43,7 @@ class PairDataModule(LightningDataModule):
         cross_pairs: pairs across persons for validation and testing, in a second loader; 0 leaves it out.
         source_labels: which labels are read for sources.
         target_labels: which labels are read for targets.
-        seed: of order and augmentation; a checkpoint's seed has precedence.
+        seed: of order and augmentation in training; a checkpoint's seed has precedence. Validation pairs do not depend on it.
         workers: the processes that read.
         cache: folder for local copies of remote shards.
         storage_options: for fsspec, such as ``endpoint_url``.
@@ -151,10 +153,10 @@ class PairDataModule(LightningDataModule):
     def _evaluation(self, split: str) -> list[PairLoader]:
         if split not in self._loaders:
             table = self._table(split)
-            lists = [PairPlan(table, self.rule, self.val_pairs, self.exponent).epoch(self.seed, 0)]
+            lists = [PairPlan(table, self.rule, self.val_pairs, self.exponent).epoch(JUDGES, 0)]
             if self.cross_pairs:
-                lists.append(cross_pairs(table, self.cross_pairs, self.seed))
-            self._loaders[split] = [self._loader(EveryPair(pairs, self._share(), self.seed), self.transform.plain()) for pairs in lists]
+                lists.append(cross_pairs(table, self.cross_pairs, JUDGES))
+            self._loaders[split] = [self._loader(EveryPair(pairs, self._share(), JUDGES), self.transform.plain()) for pairs in lists]
         return self._loaders[split]
 
     def _table(self, split: str) -> FrameTable:
