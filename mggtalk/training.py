@@ -42,6 +42,9 @@ class TrainingCLI(LightningCLI):
         """Arguments beside those of trainer, model and data."""
         parser.add_argument("--extends", type=_done, default=None, help="experiment files that this one extends")
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it was given: Lightning would put the checkpoint's settings over it, without a word."""
+
     def before_instantiate_classes(self) -> None:
         """Miss a checkpoint before anything is built.
 

@@ -238,6 +238,14 @@ def test_a_missing_checkpoint_is_told_before_anything_is_built(tmp_path: Path, c
     assert "Traceback" not in message and not (tmp_path / "data").exists()
 
 
+def test_a_damaged_checkpoint_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "torn.ckpt").write_bytes(b"PK\x03\x04 torn")
+    code, message = status(
+        ["--config", str(EXPERIMENTS / "debug.yaml"), *small(tmp_path), "--ckpt_path", str(tmp_path / "torn.ckpt")], capsys
+    )
+    assert code == 2 and "torn.ckpt: not a readable checkpoint" in message and "Traceback" not in message
+
+
 def test_a_missing_experiment_and_a_missing_command_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     code, message = status(["--config", "experiments/nowhere.yaml"], capsys)
     assert code == 2 and message.startswith("error: experiments/nowhere.yaml: no such experiment; those that come")

@@ -199,6 +199,15 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_kept(place: Path, capsy
     assert "train/loss" in {point.name for point in curve_of(folder) if point.step == 1}
 
 
+def test_a_source_that_is_not_finite_cannot_be_rendered_and_is_kept(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = place / "poisoned_source"
+    assert fit(folder, "--trainer.callbacks+=training_commands.Poison", "--trainer.callbacks.side=source") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    record = json.loads((folder / "nonfinite" / "step_00000002_rank_0.json").read_text())
+    assert record["not_finite"]["inputs"] == ["pair.source.image"] and "NaN or infinite values, of what is to be rendered" in line
+    assert record["pairs"][0]["source_key"] in line and (folder / "nonfinite" / "step_00000002_rank_0.safetensors").exists()
+
+
 def test_mixed_precision_begins_where_single_precision_begins(undisturbed: Path, place: Path) -> None:
     folder = place / "mixed"
     assert fit(folder, **{"trainer.precision": "bf16-mixed", "trainer.max_steps": 2, "trainer.val_check_interval": 2}) == 0

@@ -68,14 +68,14 @@ def joint(folder: Path, **changes: Any) -> list[str]:
 
 
 class Poison(Callback):
-    """Makes pixels of a target's picture NaN, in one step."""
+    """Makes pixels of a picture NaN, in one step."""
 
-    def __init__(self, step: int = 2) -> None:
-        self.step = step
+    def __init__(self, step: int = 2, side: str = "target") -> None:
+        self.step, self.side = step, side
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
-            batch.pair.target.image[0, 0, 30:34, 30:34] = float("nan")
+            getattr(batch.pair, self.side).image[0, 0, 30:34, 30:34] = float("nan")
 
 
 def start(command: list[str], log: Path, program: str = sys.executable) -> subprocess.Popen[bytes]:

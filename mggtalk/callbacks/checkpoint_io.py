@@ -15,6 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.local_files import is_part, move_into_place, part_name, sync
+from mggtalk.checkpoints import read_checkpoint
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -45,6 +46,16 @@ class WholeCheckpointIO(TorchCheckpointIO):
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint; of a local one nothing is executed, whatever ``weights_only`` says.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or holds objects.
+        """
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location, weights_only)
+        return read_checkpoint(Path(path))
 
 
 def _write(checkpoint: dict[str, Any], part: Path) -> None:

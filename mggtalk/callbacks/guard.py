@@ -18,6 +18,7 @@ from torch.nn.utils import get_total_norm
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.local_files import write_whole
 from mggtalk.callbacks.runs import data_of, run_folder
+from mggtalk.rendering.renderer import NonFiniteError
 
 
 class NonFiniteGuard(Callback):
@@ -63,21 +64,38 @@ class NonFiniteGuard(Callback):
         if trainer.strategy.reduce_boolean_decision(not sound, all=False):
             self._stop(trainer, pl_module, float(loss), float(norm))
 
-    def _stop(self, trainer: Trainer, pl_module: LightningModule, loss: float, norm: float) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep the batch also where a picture could not even be rendered: without a loss there is nothing to look at.
+
+        Raises:
+            UserError: names the batch.
+        """
+        if self._batch is not None and isinstance(exception, NonFiniteError):
+            record = self._record(trainer, pl_module, math.nan, math.nan)
+            path = self._place(trainer)
+            _keep(path, record, self._batch)
+            raise UserError(
+                f"after {trainer.global_step} steps {exception}, of what is to be rendered; the weights are unchanged, the batch"
+                f" ({_sources(record)}) is in {path} and {path.with_suffix('.safetensors').name}: check these samples"
+            ) from exception
+
+    def _place(self, trainer: Trainer) -> Path:
         folder = run_folder(trainer, self.folder) / ("" if self.folder else "nonfinite")
+        return folder / f"step_{trainer.global_step:08d}_rank_{trainer.global_rank}.json"
+
+    def _stop(self, trainer: Trainer, pl_module: LightningModule, loss: float, norm: float) -> None:
         own = not math.isfinite(loss)
         someone = trainer.strategy.reduce_boolean_decision(own, all=False)
-        path = folder / f"step_{trainer.global_step:08d}_rank_{trainer.global_rank}.json"
+        path = self._place(trainer)
         when, what = f"after {trainer.global_step} steps", "the loss" if someone else "the gradient"
         if someone and not own:
-            raise UserError(f"{when} {what} of another process is not finite; its batch is in {folder}")
+            raise UserError(f"{when} {what} of another process is not finite; its batch is in {path.parent}")
         record = self._record(trainer, pl_module, loss, norm)
         _keep(path, record, self._batch)
         broken = [f"{name} {value}" for name, value in record["terms"].items() if not math.isfinite(float(value))]
         values = ", ".join(broken) or f"loss {loss}, norm of the gradient {norm}"
-        keys = ", ".join(pair.get("source_key", str(pair["source_row"])) for pair in record["pairs"][:3])
         raise UserError(
-            f"{when} {what} is not finite ({values}); the weights are unchanged, the batch (sources {keys}...) is in {path} and"
+            f"{when} {what} is not finite ({values}); the weights are unchanged, the batch ({_sources(record)}) is in {path} and"
             f" {path.with_suffix('.safetensors').name}: check these samples, or lower the learning rate, and go on from the last checkpoint"
         )
 
@@ -97,6 +115,11 @@ class NonFiniteGuard(Callback):
                 "gradients": _broken((name, weight.grad) for name, weight in pl_module.named_parameters() if weight.grad is not None),
             },
         }
+
+
+def _sources(record: dict[str, Any]) -> str:
+    """The first samples of a batch, for a message."""
+    return "sources " + ", ".join(pair.get("source_key", str(pair["source_row"])) for pair in record["pairs"][:3]) + "..."
 
 
 def gradient_norm(module: nn.Module) -> Tensor:

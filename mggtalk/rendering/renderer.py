@@ -29,6 +29,10 @@ class RenderError(UserError):
     """A renderer cannot be used on this machine."""
 
 
+class NonFiniteError(ValueError):
+    """What is to be rendered holds NaN or infinite values."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a renderer can be told, by default what ``gsplat.rasterization`` 1.5.3 does.
@@ -180,7 +184,7 @@ def check_finite(named: dict[str, Tensor], mask: Bool[Tensor, "*batch n"]) -> No
         if name in Gaussians.__dataclass_fields__:
             values = values[mask]
         if not torch.isfinite(values).all():
-            raise ValueError(f"{name} holds NaN or infinite values")
+            raise NonFiniteError(f"{name} holds NaN or infinite values")
 
 
 def start_finite_check(named: dict[str, Tensor], mask: Bool[Tensor, "*batch n"]) -> Callable[[], None]:
