@@ -56,7 +56,14 @@ def start(videos: Sequence[Path], out: Path, workers: int, stderr: int = subproc
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     words = ["--policy", "none", "--shard-samples", "4", "size=64"]
     environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.Popen([*command, *words], start_new_session=True, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
+    return subprocess.Popen(
+        [*command, *words],
+        start_new_session=True,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever runs this in the background ignores it
+    )
 
 
 def finish(process: subprocess.Popen[bytes]) -> int:

@@ -112,10 +112,12 @@ def test_an_encoder_cannot_take_pixels_one_by_one() -> None:
 
 def test_two_fills_in_one_batch_are_two_fills() -> None:
     inpainter = woken(Inpainter((8, 16)))
-    images, hidden = torch.rand(2, 3, 32, 32), (torch.rand(2, 1, 32, 32) > 0.5).float()
+    generator = torch.Generator().manual_seed(0)
+    images, hidden = torch.rand(2, 3, 32, 32, generator=generator), (torch.rand(2, 1, 32, 32, generator=generator) > 0.5).float()
     together = inpainter(images, hidden)
     for index in range(2):
-        torch.testing.assert_close(together[index : index + 1], inpainter(images[index : index + 1], hidden[index : index + 1]))
+        alone = inpainter(images[index : index + 1], hidden[index : index + 1])
+        torch.testing.assert_close(together[index : index + 1], alone, rtol=0, atol=1e-4)  # convolutions sum in another order
 
 
 def test_what_is_kept_of_an_identity_changes_nothing() -> None:
