@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -83,3 +86,23 @@ def test_a_network_that_says_nothing_is_refused(crop: FaceCrop, tmp_path: Path) 
     black = FaceCrop(**{**vars(crop), "image": np.zeros((SMALL, SMALL, 3), np.uint8)})
     with pytest.raises(AssetError, match="no usable embedding"):
         ArcFaceIdentity(**made.arcface(tmp_path), mean=0.0, deviation=1.0)(black)
+
+
+REPORT = """
+import os, sys
+from datasets_toolkit.annotators.identity_insightface import ArcFaceIdentity
+
+ArcFaceIdentity(sys.argv[1])._load()
+assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+"""
+
+
+def test_running_a_network_reports_nothing_home(tmp_path: Path) -> None:
+    """From release 1.24 on onnxruntime keeps a device id in the user's cache and sends events, unless it is told not to."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for name in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
+        environment.pop(name, None)
+    subprocess.run([sys.executable, "-c", REPORT, str(made.arcface(tmp_path)["weights"])], check=True, env=environment)
+    assert not [path for path in home.rglob("*") if "Microsoft" in path.parts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class OnnxNetwork(NetworkAnnotator):
             raise self.refusal("is not an .onnx file")
 
     def _load(self) -> Any:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from 1.24 on it reports usage unless told not to
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
