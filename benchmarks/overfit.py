@@ -44,7 +44,7 @@ def overfit(cli: Any, steps: int, rate: float, device: torch.device) -> tuple[li
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
     start, rows = time.perf_counter(), []
     for step in tqdm(range(steps + 1), unit="step"):
-        trace = stage.trace(pair)
+        trace = stage.model.trace(pair)
         if step % max(steps // 10, 1) == 0 or step == steps:
             rows.append({"step": step, "seconds": time.perf_counter() - start, **measured(trace.shown, pair)})
         if step < steps:

@@ -33,7 +33,8 @@ from datasets_toolkit.errors import UserError
 from mggtalk.callbacks.throughput import Throughput
 from mggtalk.data.datamodule import PairDataModule
 from mggtalk.losses import total
-from mggtalk.stages.base import Stage, Trace
+from mggtalk.model import Trace
+from mggtalk.stages.base import Stage
 from mggtalk.training import make_cli
 from mggtalk.types import Gaussians, Reenactment
 

@@ -11,22 +11,22 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, as its header numbers them
-_KEPT, _LARGEST = 128 << 20, 32 << 20  # bytes
+_LARGEST = 32 << 20  # bytes: the most that the threshold may be
 
 
 @lru_cache(maxsize=1)
-def keep_freed_memory() -> None:
-    """Let this process keep up to 128 MiB of freed memory for the next picture.
+def keep_freed_memory(mebibytes: int = 128) -> None:
+    """Let this process keep so much freed memory for the next picture.
 
-    By default glibc gives the memory of large arrays back to the system at once, and every picture pays for fresh pages: a fifth of the
-    time of annotating a frame. Other C libraries are left as they are.
+    By default glibc gives the memory of large arrays back to the system at once, and every picture pays for fresh pages, some
+    milliseconds of annotating a frame. Other C libraries are left as they are.
     """
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and os.confstr("CS_GNU_LIBC_VERSION"):
         mallopt(_MMAP_THRESHOLD, _LARGEST)
-        mallopt(_TRIM_THRESHOLD, _KEPT)
+        mallopt(_TRIM_THRESHOLD, mebibytes << 20)
 
 
 @contextmanager

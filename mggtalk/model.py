@@ -62,6 +62,15 @@ class Prepared(NamedTuple):
     parents: Float[Tensor, "b n w"]
 
 
+class Trace(NamedTuple):
+    """One pass through the figure, with all that a loss may look at."""
+
+    identity: Identity
+    coarse: Gaussians
+    dense: Gaussians
+    shown: Reenactment
+
+
 class MGGTalk(nn.Module):
     """The whole model.
 
@@ -108,18 +117,17 @@ class MGGTalk(nn.Module):
 
     def forward(self, pair: Pair) -> Reenactment:
         """The source with the target's expression, seen by the target's camera; the target's image is not looked at."""
-        with exact(pair.source.image.device):
-            return self._forward(pair)
+        return self.trace(pair).shown
 
-    def _forward(self, pair: Pair) -> Reenactment:
-        identity = self.reconstruct(pair.source)
-        coarse, dense = self.gaussians(identity, pair.target.expression, pair.target.camera)
-        backdrop = self.backdrop(identity, pair.target.camera)
-        size = (pair.target.image.shape[-2], pair.target.image.shape[-1])
-        return Reenactment(
-            coarse=self.renderer(coarse, pair.target.camera, size, backdrop),
-            dense=self.renderer(dense, pair.target.camera, size, backdrop),
-        )
+    def trace(self, pair: Pair) -> Trace:
+        """As :meth:`forward`, with what lies between."""
+        camera, size = pair.target.camera, (pair.target.image.shape[-2], pair.target.image.shape[-1])
+        with exact(pair.source.image.device):
+            identity = self.reconstruct(pair.source)
+            coarse, dense = self.gaussians(identity, pair.target.expression, camera)
+            backdrop = self.backdrop(identity, camera)
+            first, second = (self.renderer(gaussians, camera, size, backdrop) for gaussians in (coarse, dense))
+        return Trace(identity, coarse, dense, Reenactment(coarse=first, dense=second))
 
     def reconstruct(self, frame: Frame) -> Identity:
         """What is computed once for a portrait (batched)."""

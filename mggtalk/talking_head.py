@@ -34,6 +34,7 @@ from mggtalk.data.frames import to_frame
 from mggtalk.drivers import Control, motion_from_clip, retarget
 from mggtalk.export import BASES, load_model
 from mggtalk.geometry.face_model import FaceModel
+from mggtalk.geometry.images import byte_images
 from mggtalk.model import MGGTalk, Prepared
 from mggtalk.rendering.factory import RendererName, make_renderer
 from mggtalk.types import Camera, Frame, Identity, Motion, stack
@@ -183,8 +184,7 @@ class TalkingHead:
         _, gaussians = self.model.gaussians(avatar.identity, expression[None], camera, avatar.prepared)
         backdrop = self.model.backdrop(avatar.identity, camera)
         rendering = self.model.renderer(gaussians, camera, (self.size, self.size), backdrop)
-        pixels = (rendering.image[0].clamp(0, 1) * 255).round().to(torch.uint8)
-        return np.asarray(pixels.permute(1, 2, 0).cpu().numpy())
+        return byte_images(rendering.image)[0]
 
 
 def full_frame(avatar: Avatar, frame: ByteImage) -> ByteImage:

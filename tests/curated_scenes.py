@@ -203,3 +203,14 @@ def source_table(clips: tuple[Clip, ...], root: str) -> pa.Table:
 def with_meta(sample: FrameSample, **changes: Any) -> FrameSample:
     """The sample with other facts in its record."""
     return replace(sample, meta=replace(sample.meta, **changes))
+
+
+def traces(root: Path, words: list[str]) -> list[str]:
+    """Files in which a word can be read: their bytes, and the cells of tables."""
+    found = []
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        text = path.read_bytes()
+        if path.suffix == ".parquet":
+            text += repr(pa.parquet.read_table(path).to_pylist()).encode()
+        found += [f"{path}: {word}" for word in words if word.encode() in text]
+    return found

@@ -13,7 +13,7 @@ import pytest
 
 pa = pytest.importorskip("pyarrow")
 
-from curated_scenes import CLIPS, Clip, make_curated  # noqa: E402
+from curated_scenes import CLIPS, Clip, make_curated, traces  # noqa: E402
 
 from datasets_toolkit.build.clip_frames import ClipNames  # noqa: E402
 from datasets_toolkit.build.config import AnnotatorConfig  # noqa: E402
@@ -37,17 +37,6 @@ def samples(storage: Storage) -> dict[str, list[tuple[str, bytes]]]:
 
 def faults(storage: Storage) -> dict[str, tuple[str, ...]]:
     return {check.name: check.examples for check in verify(ShardReader(storage)) if check.faults}
-
-
-def traces(root: Path, words: list[str]) -> list[str]:
-    """Files in which a word can be read: their bytes, and the cells of tables."""
-    found = []
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        text = path.read_bytes()
-        if path.suffix == ".parquet":
-            text += repr(pa.parquet.read_table(path).to_pylist()).encode()
-        found += [f"{path.name}: {word}" for word in words if word.encode() in text]
-    return found
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ pytest.importorskip("omegaconf")
 
 from build_scenes import digests, face_picture, source, talking, write_video  # noqa: E402
 from build_scenes import small_build as build_anything  # noqa: E402
+from curated_scenes import traces  # noqa: E402
 
 from datasets_toolkit.build import labelling, pack_stage  # noqa: E402
 from datasets_toolkit.build.purge_everywhere import purge_everywhere  # noqa: E402
@@ -63,17 +64,6 @@ def interrupted(sources: list[Source], out: Path, step: str, monkeypatch: pytest
         with pytest.raises(KeyboardInterrupt):
             small_build(sources, out)
     assert not (out / "dataset.json").exists()
-
-
-def traces(root: Path, words: list[str]) -> list[str]:
-    """Files in which a word can be read: their bytes, and the cells of tables."""
-    found = []
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        text = path.read_bytes()
-        if path.suffix == ".parquet":
-            text += repr(pa.parquet.read_table(path).to_pylist()).encode()
-        found += [f"{path}: {word}" for word in words if word.encode() in text]
-    return found
 
 
 def words_of(one: Source) -> list[str]:

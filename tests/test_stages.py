@@ -77,7 +77,7 @@ def state(stage: Stage) -> dict[str, Tensor]:
 
 
 def loss(stage: Stage, batch: PairBatch) -> Tensor:
-    return total(stage.objective(batch.pair, stage.trace(batch.pair))).mean()
+    return total(stage.objective(batch.pair, stage.model.trace(batch.pair))).mean()
 
 
 class Again:
@@ -152,12 +152,12 @@ def test_depths_agree_on_the_surface_and_what_lies_behind_it_does_not_count(batc
     own = replace(batch.pair, target=batch.pair.source)
 
     def agreement(pair: Pair) -> float:
-        return stage.objective(pair, stage.trace(pair))["depth/agreement"].value.item()
+        return stage.objective(pair, stage.model.trace(pair))["depth/agreement"].value.item()
 
     farther = with_wrong_depth(replace(batch, pair=own), 0.4).pair
     assert agreement(own) < 0.2, "points lie between pixels of 0.6 cm"
     assert agreement(farther) == pytest.approx(0.4, abs=0.08)
-    weights, points = surface_weights(stage.trace(own).identity), stage.trace(own).identity.points.visible
+    weights, points = surface_weights(stage.model.trace(own).identity), stage.model.trace(own).identity.points.visible
     assert 0 < (weights > 0).sum() < 0.5 * points.mask.sum()
 
 

@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
 
 from datasets_toolkit.annotators.pictures import contact_sheet, write_png
 from datasets_toolkit.errors import UserError
@@ -25,6 +23,7 @@ from mggtalk.callbacks.clips import consecutive_rows, driven_batches, frame_rate
 from mggtalk.callbacks.runs import data_of, log_step, run_folder
 from mggtalk.data.datamodule import PairDataModule
 from mggtalk.data.packed import PairBatch
+from mggtalk.geometry.images import byte_images
 from mggtalk.types import Pair, Reenactment
 
 ERROR = 4.0
@@ -133,13 +132,7 @@ def tiles(pair: Pair, shown: Reenactment, error: bool) -> list[list[ByteImage]]:
     """For each pair of a batch its row of pictures."""
     target, dense = pair.target.image, shown.dense.image
     columns = [pair.source.image, target, shown.coarse.image, dense, *([ERROR * (dense - target).abs()] if error else [])]
-    return [list(row) for row in zip(*map(to_bytes, columns), strict=True)]
-
-
-def to_bytes(images: Float[Tensor, "b 3 h w"]) -> list[ByteImage]:
-    """Images as rounded bytes (h w 3) on the CPU; what is not finite becomes black."""
-    scaled = (images.float().nan_to_num(0, 1, 0).clamp(0, 1) * 255).round().to(torch.uint8)
-    return [np.ascontiguousarray(image) for image in scaled.permute(0, 2, 3, 1).cpu().numpy()]
+    return [list(row) for row in zip(*map(byte_images, columns), strict=True)]
 
 
 def _writer(logger: Logger) -> Any:
@@ -155,7 +148,7 @@ def _frames(trainer: Trainer, pl_module: LightningModule, data: PairDataModule, 
     for batch in driven_batches(data, rows, size, pl_module.device):
         pair = batch.pair[batch.valid]
         shown = _render(trainer, pl_module, pair).dense.image
-        for pictures in zip(*map(to_bytes, (pair.source.image, pair.target.image, shown)), strict=True):
+        for pictures in zip(*map(byte_images, (pair.source.image, pair.target.image, shown)), strict=True):
             yield np.hstack(pictures)
 
 

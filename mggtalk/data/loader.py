@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,6 +13,7 @@ import cv2
 from torch.utils.data import DataLoader
 
 from datasets_toolkit.errors import UserError
+from datasets_toolkit.native import keep_freed_memory
 from datasets_toolkit.shards.codecs import COLUMNS
 from datasets_toolkit.shards.reader import AddressBook
 from datasets_toolkit.shards.shard_reader import ShardReader
@@ -24,6 +23,8 @@ from mggtalk.data.buffers import BufferPool, Placed
 from mggtalk.data.packed import PackedBatch, PackedPair
 from mggtalk.data.pair_reader import LABELS, Failure, PairReader, Work, batch_of
 
+KEPT = 256
+"""Mebibytes of freed memory that a process of training keeps: pictures would be cleared and mapped anew each time."""
 SOURCE_LABELS = LABELS
 TARGET_LABELS = ("parsing", "matte")
 ALWAYS = ("image", "landmarks", "meta")
@@ -163,7 +164,7 @@ def start_worker(number: int = 0) -> None:
     """Settings of a process that only reads: one thread, signals are left to the training process, freed memory is kept."""
     cv2.setNumThreads(0)
     leave_stops_to_training()
-    keep_memory()
+    keep_freed_memory(KEPT)
 
 
 def leave_stops_to_training() -> None:
@@ -183,14 +184,3 @@ def _end_with(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
-
-
-def keep_memory() -> None:
-    """Let the C library reuse freed memory instead of returning it to the system: pictures would be cleared and mapped anew each time.
-
-    Only glibc has the setting; elsewhere nothing changes.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, the largest allowed: what is smaller comes from the heap
-        library.mallopt(-1, 1 << 28)  # M_TRIM_THRESHOLD: so much free heap is kept

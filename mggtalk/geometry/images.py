@@ -1,11 +1,14 @@
-"""Filling and sampling images: what the classical bases of the model are made of. All of it batches and differentiates."""
+"""Filling and sampling images: what the classical bases of the model are made of. It batches and differentiates; bytes are for the end."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, max_pool2d, pad
+
+from datasets_toolkit.schema import ByteImage
 
 
 def push_pull(image: Float[Tensor, "*batch c h w"], known: Float[Tensor, "*batch 1 h w"]) -> Float[Tensor, "*batch c h w"]:
@@ -83,3 +86,10 @@ def _windows(image: Tensor, size: int, dim: int) -> Tensor:
         image = torch.maximum(image.narrow(dim, 0, image.shape[dim] - length), image.narrow(dim, length, image.shape[dim] - length))
         length *= 2
     return torch.maximum(image.narrow(dim, 0, count), image.narrow(dim, size - length, count))
+
+
+def byte_images(images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]) -> list[ByteImage]:
+    """Images as rounded bytes (h w 3) on the CPU: floats of [0, 1], what lies outside clamped, NaN black; bytes as they are."""
+    if images.dtype != torch.uint8:
+        images = (images.detach().float().nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
+    return list(np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy()))

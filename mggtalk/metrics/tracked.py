@@ -23,6 +23,7 @@ from datasets_toolkit.faces.head_pose import clip_camera, euler_degrees, head_po
 from datasets_toolkit.schema import BLENDSHAPES, LANDMARKS, ByteImage, Face, FloatArray
 from mggtalk.geometry.cameras import project
 from mggtalk.geometry.face_model import FaceModel
+from mggtalk.geometry.images import byte_images
 from mggtalk.types import Frame, TensorRecord
 
 Pictures = Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
@@ -124,7 +125,7 @@ class FaceReader:
             AssetError: a model file of the tracker cannot be had.
         """
         cameras, places = (([None] * len(images) if values is None else list(_array(values))) for values in (intrinsics, near))
-        return [self._crop(*row) for row in zip(_bytes(images), cameras, places, strict=True)]
+        return [self._crop(*row) for row in zip(byte_images(images), cameras, places, strict=True)]
 
     def describe(self, crops: Sequence[FaceCrop | None]) -> ReadFaces:
         """What tracked metrics need of :meth:`crops`."""
@@ -167,13 +168,6 @@ def posed_crop(image: ByteImage, face: Face, intrinsics: FloatArray | None = Non
     return FaceCrop(
         image=image, mesh=pose.mesh, head_to_camera=pose.head_to_camera, intrinsics=intrinsics, source_to_crop=np.eye(3), **asdict(face)
     )
-
-
-def _bytes(images: Pictures) -> list[ByteImage]:
-    """Channels last, as bytes, on the CPU."""
-    if images.dtype != torch.uint8:
-        images = (images.detach().nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
-    return list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
 def _array(values: Tensor) -> FloatArray:

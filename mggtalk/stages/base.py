@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning import LightningModule
@@ -14,15 +14,16 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from datasets_toolkit.native import keep_freed_memory
 from mggtalk.checkpoints import load_weights
-from mggtalk.data.loader import keep_memory
+from mggtalk.data.loader import KEPT
 from mggtalk.data.packed import PairBatch
 from mggtalk.losses import ImageLoss, Term, image_terms, total
-from mggtalk.model import MGGTalk
+from mggtalk.model import MGGTalk, Trace
 from mggtalk.modules.precision import exact
 from mggtalk.networks.perceptual import make_perceptual
 from mggtalk.stages.measures import CrossMeasures, Measures, SelfMeasures
-from mggtalk.types import Frame, Gaussians, Identity, Pair, Reenactment
+from mggtalk.types import Frame, Pair, Reenactment
 
 PARTS = ("refiner", "encoder", "deformation", "visible_decoder", "mirrored_decoder", "densifier", "inpainter")
 """The parts of MGGTalk that can be trained."""
@@ -60,15 +61,6 @@ class Optimiser:
             return (step + 1) / self.warmup
         share = min((step - self.warmup) / max(steps - self.warmup, 1), 1.0)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-class Trace(NamedTuple):
-    """One pass through the figure, with all that a loss may look at."""
-
-    identity: Identity
-    coarse: Gaussians
-    dense: Gaussians
-    shown: Reenactment
 
 
 class Stage(LightningModule, ABC):
@@ -118,7 +110,7 @@ class Stage(LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Keep freed memory: on a CPU, mapping it anew for every tensor costs a tenth of the step."""
         if self.device.type == "cpu":
-            keep_memory()
+            keep_freed_memory(KEPT)
 
     @abstractmethod
     def objective(self, pair: Pair, trace: Trace) -> dict[str, Term]:
@@ -127,15 +119,6 @@ class Stage(LightningModule, ABC):
     def forward(self, pair: Pair) -> Reenactment:
         """The model's own."""
         return self.model(pair)
-
-    def trace(self, pair: Pair) -> Trace:
-        """As :meth:`forward`, with what lies between."""
-        identity = self.model.reconstruct(pair.source)
-        camera, size = pair.target.camera, (pair.target.image.shape[-2], pair.target.image.shape[-1])
-        coarse, dense = self.model.gaussians(identity, pair.target.expression, camera)
-        backdrop = self.model.backdrop(identity, camera)
-        first, second = (self.model.renderer(gaussians, camera, size, backdrop) for gaussians in (coarse, dense))
-        return Trace(identity, coarse, dense, Reenactment(coarse=first, dense=second))
 
     def pictures(self, shown: Reenactment, target: Frame) -> dict[str, Term]:
         """The paper's loss, on both renderings."""
@@ -148,11 +131,12 @@ class Stage(LightningModule, ABC):
     def training_step(self, batch: PairBatch, index: int) -> Tensor:
         """The mean loss of the pairs."""
         with exact(batch.valid.device):
-            terms = self.objective(batch.pair, self.trace(batch.pair))
+            terms = self.objective(batch.pair, self.model.trace(batch.pair))
             loss = total(terms).mean()
         values = {f"train/{name}": term.value.detach().mean() for name, term in terms.items()}
         self.log_dict({"train/loss": loss.detach(), **values}, sync_dist=True, batch_size=len(batch.valid))
-        self.log("train/rate_factor", self.optimiser.factor(self.global_step, self._steps()), batch_size=1)
+        schedule = cast(LambdaLR, self.lr_schedulers())
+        self.log("train/rate_factor", schedule.lr_lambdas[0](self.global_step), batch_size=1)
         return loss
 
     def validation_step(self, batch: PairBatch, index: int, dataloader_idx: int = 0) -> Reenactment:  # type: ignore[override] # for callbacks
@@ -167,20 +151,16 @@ class Stage(LightningModule, ABC):
         """AdamW over the trained parts, its rate set at every step."""
         groups = parameter_groups(self.model, self.trains, self.optimiser)
         optimiser = torch.optim.AdamW(groups, betas=self.optimiser.betas)
-        steps = self._steps()
+        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimiser, lambda step: self.optimiser.factor(step, steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _steps(self) -> int:
-        """Of the whole run."""
-        return self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
 
     def _measure(self, split: str, batch: PairBatch, loader: int) -> Reenactment:
         with exact(batch.valid.device):
             return self._measured(split, batch, loader)
 
     def _measured(self, split: str, batch: PairBatch, loader: int) -> Reenactment:
-        trace = self.trace(batch.pair)
+        trace = self.model.trace(batch.pair)
         tracked = self.tracked == "always" or (self.tracked == "test" and split == "test")
         if loader == 0:
             cast(SelfMeasures, self.measures[split]).update(self.objective(batch.pair, trace), trace.shown, batch, tracked)

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mggtalk.losses import Term, landmark_motion, landmark_weights, mesh_cloud
+from mggtalk.model import Trace
 from mggtalk.modules.deformation import skin
-from mggtalk.stages.base import Stage, Trace
+from mggtalk.stages.base import Stage
 from mggtalk.types import Pair
 
 

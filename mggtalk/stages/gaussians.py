@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mggtalk.losses import Term, asymmetry, child_offsets, haze, stretched
-from mggtalk.stages.base import Stage, Trace
+from mggtalk.model import Trace
+from mggtalk.stages.base import Stage
 from mggtalk.types import Pair
 
 

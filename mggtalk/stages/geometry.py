@@ -13,8 +13,8 @@ from mggtalk.geometry.cameras import project
 from mggtalk.geometry.images import sample
 from mggtalk.geometry.neck import bend, torso_camera
 from mggtalk.losses import Term, depth_agreement, normal_agreement, roughness
-from mggtalk.model import MGGTalk
-from mggtalk.stages.base import Stage, Trace
+from mggtalk.model import MGGTalk, Trace
+from mggtalk.stages.base import Stage
 from mggtalk.types import Frame, Identity, Pair
 
 SAME = 0.05

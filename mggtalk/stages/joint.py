@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from mggtalk.losses import Term
-from mggtalk.stages.base import PARTS, Stage, Trace
+from mggtalk.model import Trace
+from mggtalk.stages.base import PARTS, Stage
 from mggtalk.stages.deformation import DeformationLoss, deformation_terms
 from mggtalk.stages.gaussians import GaussianLoss, gaussian_terms
 from mggtalk.stages.geometry import GeometryLoss, geometry_terms, require_depth
