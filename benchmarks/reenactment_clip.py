@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from reenactment_tables import REPEATED, WARP, ClipResult, Score
-from reenactment_warp import warp
 from torch import Tensor
 
 from datasets_toolkit.annotators import FaceCrop
@@ -23,6 +22,7 @@ from datasets_toolkit.media.video import VideoFrame, read_frames
 from datasets_toolkit.schema import HEAD_REGIONS, ByteImage, Face, FloatArray, TrackedClip
 from mggtalk import metrics
 from mggtalk.drivers import Control, motion_from_clip
+from mggtalk.evaluation.warp import warp
 from mggtalk.metrics.tracked import posed_crop, see
 from mggtalk.talking_head import Avatar, TalkingHead
 from mggtalk.types import Motion

@@ -14,12 +14,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from datasets_toolkit import __version__
 from datasets_toolkit.cli import run
 from datasets_toolkit.errors import MediaError, UserError
+from datasets_toolkit.schema import ByteImage
 
 if TYPE_CHECKING:
     from mggtalk.drivers import Control
+    from mggtalk.provenance import Provenance
     from mggtalk.talking_head import Avatar, TalkingHead
     from mggtalk.types import Motion
 
@@ -31,6 +35,8 @@ TRAINING = {
     "test": "measure a checkpoint on the test pairs of an experiment",
 }
 
+BENCHMARK = "measure a model against baselines and other systems on a data set (see docs/benchmark.md)"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
@@ -40,12 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_animate(commands.add_parser("animate", help="animate a portrait with a driving video or a motion file"))
     _add_track(commands.add_parser("track", help="write the motion of a video to a file"))
     _add_export(commands.add_parser("export", help="write the model of a checkpoint as a folder that animates portraits"))
-    for name, text in TRAINING.items():
+    _add_provenance(commands.add_parser("provenance", help="print what a video or a contact sheet says of its making"))
+    for name, text in {**TRAINING, "benchmark": BENCHMARK}.items():
         commands.add_parser(name, help=text, add_help=False)
     words = list(sys.argv[1:] if arguments is None else arguments)
     _show_notes()
     if words[:1] and words[0] in TRAINING:  # its arguments are those of the classes it builds
         return run(_train, argparse.Namespace(words=words))
+    if words[:1] == ["benchmark"]:  # its parser needs what it runs
+        return run(_benchmark, argparse.Namespace(words=words[1:]))
     parsed = parser.parse_args(words)
     return run(parsed.function, parsed)
 
@@ -56,6 +65,14 @@ def _train(parsed: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"training needs the package {error.name}; install it with: pip install 'mggtalk[train]'") from error
     train(parsed.words)
+
+
+def _benchmark(parsed: argparse.Namespace) -> None:
+    try:
+        from mggtalk.evaluation.command import main as benchmark
+    except ModuleNotFoundError as error:
+        raise UserError(f"the benchmark needs the package {error.name}; install it with: pip install 'mggtalk[train]'") from error
+    benchmark(parsed.words)
 
 
 def _show_notes() -> None:
@@ -91,6 +108,19 @@ def _export(parsed: argparse.Namespace) -> None:
     print(parsed.output)
 
 
+def _add_provenance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="video, or PNG of --sheet")
+    parser.set_defaults(function=_provenance)
+
+
+def _provenance(parsed: argparse.Namespace) -> int:
+    from mggtalk.provenance import GENERATOR, read_provenance
+
+    record = read_provenance(parsed.file)
+    print(record.as_json(indent=1) if record else f"{parsed.file}: carries no record of {GENERATOR}; that is no proof that it is genuine")
+    return 0 if record else 1
+
+
 def _add_animate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="portrait (image file)")
     driver = parser.add_mutually_exclusive_group(required=True)
@@ -98,7 +128,9 @@ def _add_animate(parser: argparse.ArgumentParser) -> None:
     driver.add_argument("--motion", type=Path, help="motion file of `mggtalk track`, or an ARKit blendshape CSV")
     parser.add_argument("--output", type=Path, required=True, help="video to write (.mp4, .mov or .mkv)")
     parser.add_argument(
-        "--model", help="exported model: folder, .safetensors file, or OWNER/NAME on the hub (default: the untrained bases of the project)"
+        "--model",
+        help="exported model: folder, .safetensors file, OWNER/NAME on the hub, or one that ships with it: mggtalk-tiny (trained) or "
+        "bases (untrained) (default: mggtalk-tiny if this installation has it, else bases)",
     )
     parser.add_argument("--size", type=int, default=256, help="pixels a side of the rendered crop (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default %(default)s)")
@@ -129,6 +161,10 @@ def _add_animate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--expression-scale", type=float, default=1.0, help="0 none, 1 as the driver, more exaggerates")
     parser.add_argument("--no-audio", dest="audio", action="store_false", help="leave the driver's sound out")
     parser.add_argument("--sheet", type=Path, help="also write a contact sheet (PNG)")
+    parser.add_argument(
+        "--mark", nargs="?", const="AI-generated", metavar="TEXT", help="draw a small mark in the lower corner (without TEXT: %(const)s)"
+    )
+    parser.add_argument("--mark-font", type=Path, help="font file for a mark that is not in English letters")
     _add_common(parser)
     parser.set_defaults(function=_animate)
 
@@ -150,7 +186,8 @@ def _track(parsed: argparse.Namespace) -> None:
 
 def _animate(parsed: argparse.Namespace) -> None:
     from mggtalk.drivers import Control
-    from mggtalk.export import BASES
+    from mggtalk.export import DEFAULT, locate_model, model_name, weights_file
+    from mggtalk.provenance import provenance_of, write_tagged_png
     from mggtalk.talking_head import TalkingHead
 
     _check_outputs(parsed)
@@ -161,21 +198,21 @@ def _animate(parsed: argparse.Namespace) -> None:
     if parsed.renderer in ("cpu", "cuda") and not device.startswith(parsed.renderer):
         wanted = parsed.renderer
         raise UserError(f"--renderer {wanted}: does not run on --device {device}; use --renderer auto, or --device {wanted}")
-    with TalkingHead.from_pretrained(
-        parsed.model or BASES, size=parsed.size, device=device, renderer=parsed.renderer, assets=parsed.assets
-    ) as head:
+    model = locate_model(parsed.model or DEFAULT)
+    record = provenance_of(model_name(parsed.model or DEFAULT), weights_file(model))
+    with TalkingHead.from_pretrained(model, size=parsed.size, device=device, renderer=parsed.renderer, assets=parsed.assets) as head:
         print(f"renderer: {type(head.model.renderer).__name__} on {device}")
         start = time.perf_counter()
         avatar = head.reconstruct(parsed.source, face=parsed.face)
         print(f"building the portrait: {time.perf_counter() - start:.1f} s")
         motion, fps, sound = _driver(parsed, head)
-        rate, sheet = _write(parsed, head, avatar, motion, control, fps, sound)
+        rate, sheet = _write(parsed, head, avatar, motion, control, fps, sound, record)
     print(f"animating: {rate:.1f} frames/s at {parsed.size} x {parsed.size}")
     print(parsed.output)
     if parsed.sheet:
-        from datasets_toolkit.annotators.pictures import contact_sheet, write_png
+        from datasets_toolkit.annotators.pictures import contact_sheet
 
-        write_png(parsed.sheet, contact_sheet([sheet]))
+        write_tagged_png(parsed.sheet, contact_sheet([sheet]), record)
         print(parsed.sheet)
 
 
@@ -188,9 +225,16 @@ def _check_outputs(parsed: argparse.Namespace) -> None:
         _check_folder(path)
     if parsed.size < 64 or parsed.size % 8:
         raise UserError(f"--size {parsed.size}: must be a multiple of 8 and at least 64")
+    _marked(parsed, np.zeros((parsed.size, parsed.size, 3), np.uint8))
     for path in filter(None, (parsed.driving, parsed.motion)):
         if path.exists() and parsed.output.exists() and path.samefile(parsed.output):
             raise UserError(f"{parsed.output}: is the driver itself; choose another output")
+
+
+def _marked(parsed: argparse.Namespace, frame: ByteImage) -> ByteImage:
+    from mggtalk.provenance import mark
+
+    return frame if parsed.mark is None else mark(frame, parsed.mark, font=parsed.mark_font)
 
 
 def _check_folder(path: Path) -> None:
@@ -247,18 +291,25 @@ def _timed_track(head: TalkingHead, video: Path, frames: int | None, face: int, 
 
 
 def _write(
-    parsed: argparse.Namespace, head: TalkingHead, avatar: Avatar, motion: Motion, control: Control, fps: Fraction, sound: Path | None
+    parsed: argparse.Namespace,
+    head: TalkingHead,
+    avatar: Avatar,
+    motion: Motion,
+    control: Control,
+    fps: Fraction,
+    sound: Path | None,
+    record: Provenance,
 ) -> tuple[float, list[Any]]:
     """Render and encode; returns frames per second of rendering, and frames for a contact sheet."""
     from datasets_toolkit.annotators.pictures import spread
     from datasets_toolkit.media.video import VideoWriter
+    from mggtalk.provenance import provenance_tags
     from mggtalk.talking_head import full_frame
 
     height, width = avatar.image.shape[:2] if parsed.full_frame else (parsed.size, parsed.size)
-    tags = {"comment": f"synthetic: made by MGGTalk {__version__} from a portrait and a motion"}
     shown, sheet, busy = set(spread(len(motion.times), 8)), [avatar.crop.image], 0.0
     with (
-        VideoWriter(parsed.output, fps, (width, height), audio_from=sound, metadata=tags) as video,
+        VideoWriter(parsed.output, fps, (width, height), audio_from=sound, metadata=provenance_tags(record)) as video,
         _bar("animating", len(motion.times)) as bar,
     ):
         frames = head.animate(avatar, motion, control)
@@ -266,8 +317,8 @@ def _write(
             start = time.perf_counter()
             frame = next(frames)
             busy += time.perf_counter() - start
-            video.write(full_frame(avatar, frame) if parsed.full_frame else frame, moment)
-            sheet += [frame] if row in shown else []
+            video.write(_marked(parsed, full_frame(avatar, frame) if parsed.full_frame else frame), moment)
+            sheet += [_marked(parsed, frame)] if row in shown else []
             bar.update()
     return len(motion.times) / max(busy, 1e-9), sheet
 

@@ -28,9 +28,20 @@ from mggtalk.rendering.renderer import Renderer
 
 FORMAT, VERSION = "mggtalk-model", 1
 BASES = Path(__file__).parent / "assets" / "mggtalk-bases"
-"""The model that ships with the project."""
+"""The model without training."""
+TINY = Path(__file__).parent / "assets_data" / "mggtalk-tiny"
+"""Where the trained model lies in installations that have one."""
 
 
+def preferred(trained: Path) -> Path:
+    """A trained model if its folder holds config and weights, else the bases."""
+    return trained if all((trained / name).is_file() for name in ("config.yaml", "model.safetensors")) else BASES
+
+
+DEFAULT = preferred(TINY)
+"""The model that is used where none is named."""
+NAMED = {"mggtalk-tiny": TINY, "bases": BASES}
+"""Models that ship with the project, by the names that :func:`load_model` takes."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 
 
@@ -38,28 +49,72 @@ class ModelError(UserError):
     """A model folder cannot be read."""
 
 
-def load_model(source: str | Path = BASES) -> MGGTalk:
+def load_model(source: str | Path = DEFAULT) -> MGGTalk:
     """Build a model, in evaluation mode, on the CPU.
 
     Args:
-        source: folder of an exported model, a single ``.safetensors`` file, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` of a repository on
-            the Hugging Face hub that holds such a folder. What exists on disk has precedence.
+        source: as :func:`locate_model` takes it.
 
     Raises:
         ModelError: files are missing, damaged, of another format or version, or weights and config disagree; or the hub is not reached.
     """
-    path = Path(source)
-    if not path.exists() and HUB_NAME.fullmatch(str(source)):
-        path = _from_hub(str(source))
-    if path.suffix == ".ckpt":
-        raise ModelError(f"{path}: a checkpoint of training; export its model first: mggtalk export {path} -o FOLDER")
-    file = path if path.suffix == ".safetensors" else path / "model.safetensors"
-    described = file if path.suffix == ".safetensors" else path / "config.yaml"
-    config = _checked(_metadata(file) if described is file else _read_config(described), described)
+    path = locate_model(source)
+    config, described = _described(path)
     model = build_model(config["model"], described)
     if config["weights"] is not None:
-        _load_weights(model, file)
+        _load_weights(model, _weights(path))
     return model.eval()
+
+
+def locate_model(source: str | Path) -> Path:
+    """The folder or the file of a model; one on the hub is fetched.
+
+    Args:
+        source: folder of an exported model, a single ``.safetensors`` file, "mggtalk-tiny" or "bases" for a model that ships with the
+            project, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` of a repository on the Hugging Face hub that holds such a folder. What
+            exists on disk has precedence.
+
+    Raises:
+        ModelError: the model does not ship with this installation, or the hub is not reached.
+    """
+    name, path = str(source), Path(source)
+    if path.exists():
+        return path
+    if name in NAMED:
+        if not NAMED[name].is_dir():
+            raise ModelError(f"{name}: this installation has no such model; use --model bases, or the folder of a model")
+        return NAMED[name]
+    return _from_hub(name) if HUB_NAME.fullmatch(name) else path
+
+
+def model_name(source: str | Path) -> str:
+    """What to call a model in records: its name on the hub, or the last part of its path; never the folders above it."""
+    name, path = str(source), Path(source)
+    if path.exists():
+        return Path(os.path.abspath(path)).name
+    return name if HUB_NAME.fullmatch(name) else NAMED.get(name, path).name
+
+
+def weights_file(path: Path) -> Path | None:
+    """The file with the weights of a model that :func:`locate_model` found; None for a model without training.
+
+    Raises:
+        ModelError: there is no config, or it cannot be read.
+    """
+    return None if _described(path)[0]["weights"] is None else _weights(path)
+
+
+def _described(path: Path) -> tuple[dict[str, Any], Path]:
+    """The config of a model, and the file that holds it."""
+    if path.suffix == ".ckpt":
+        raise ModelError(f"{path}: a checkpoint of training; export its model first: mggtalk export {path} -o FOLDER")
+    if path.suffix == ".safetensors":
+        return _checked(_metadata(path), path), path
+    return _checked(_read_config(path / "config.yaml"), path / "config.yaml"), path / "config.yaml"
+
+
+def _weights(path: Path) -> Path:
+    return path if path.suffix == ".safetensors" else path / "model.safetensors"
 
 
 def build_model(config: Any, path: Path) -> MGGTalk:

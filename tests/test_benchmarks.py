@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from reenactment import _without_nan, arguments_of, sheet
 from reenactment_clip import Choice, distances, measure, middle_run, pick, shake, spread
 from reenactment_tables import REPEATED, WARP, ClipResult, Score, goals, markdown, mean_score, summarise, table
-from reenactment_warp import border, sampling_map, warp
 
 from datasets_toolkit.annotators import FaceCrop
 from datasets_toolkit.faces.detection import FaceTracker, landmark_bounds
 from datasets_toolkit.faces.head_pose import canonical_face
 from datasets_toolkit.media.video import VideoWriter
 from datasets_toolkit.schema import ByteImage, Face, FloatArray
+from mggtalk.evaluation.warp import border, sampling_map, warp
 from mggtalk.geometry.face_model import ASSET, FaceModel
 from mggtalk.talking_head import TalkingHead
 from mggtalk.types import Motion

@@ -16,7 +16,20 @@ import yaml
 from model_scenes import made_frame, perturb, pose, seen_from, with_expression
 from safetensors.torch import load_file, save_file
 
-from mggtalk.export import BASES, ModelError, load_model, save_model
+from mggtalk import export
+from mggtalk.export import (
+    BASES,
+    DEFAULT,
+    NAMED,
+    TINY,
+    ModelError,
+    load_model,
+    locate_model,
+    model_name,
+    preferred,
+    save_model,
+    weights_file,
+)
 from mggtalk.types import Pair
 
 CONFIG: dict[str, Any] = yaml.safe_load((BASES / "config.yaml").read_text())["model"]
@@ -89,9 +102,9 @@ def test_the_shipped_bases_are_the_same_every_time_and_leave_the_generator_alone
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    first = load_model().state_dict()
+    first = load_model(BASES).state_dict()
     assert torch.equal(torch.rand(3), expected)
-    second = load_model().state_dict()
+    second = load_model(BASES).state_dict()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     assert first["refiner.head.weight"].abs().max() == 0 and first["refiner.unet.stem.weight"].abs().max() > 0
 
@@ -232,3 +245,50 @@ def test_a_hub_that_is_not_reached_is_told_and_folders_have_precedence(tmp_path:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ModelError, match="pip install huggingface_hub"):
         load_model("someone/other")
+
+
+def test_the_default_is_the_trained_model_where_its_folder_is_whole(tmp_path: Path) -> None:
+    assert preferred(TINY) == DEFAULT and preferred(tmp_path / "none") == BASES
+    written(tmp_path)
+    model = tmp_path / "model"
+    assert preferred(model) == model
+    for name in ("config.yaml", "model.safetensors"):
+        away = tmp_path / name
+        (model / name).rename(away)
+        assert preferred(model) == BASES
+        away.rename(model / name)
+    assert preferred(model) == model
+
+
+def test_models_that_ship_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = written(tmp_path)
+    monkeypatch.setitem(NAMED, "mggtalk-tiny", tmp_path / "model")
+    monkeypatch.chdir(tmp_path / "plain")
+    expected = model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_model("mggtalk-tiny").state_dict().items())
+    assert load_model("bases").state_dict()["refiner.head.weight"].abs().max() == 0
+    monkeypatch.setitem(NAMED, "mggtalk-tiny", tmp_path / "none")
+    with pytest.raises(ModelError, match="mggtalk-tiny: this installation has no such model; use --model bases"):
+        load_model("mggtalk-tiny")
+    (tmp_path / "plain" / "bases").mkdir()
+    assert locate_model("bases") == Path("bases"), "what exists on disk has precedence"
+
+
+def test_names_and_weights_for_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = written(tmp_path)
+    save_model(model, small_config(), tmp_path / "one.safetensors")
+    assert weights_file(tmp_path / "model") == tmp_path / "model" / "model.safetensors"
+    assert weights_file(tmp_path / "one.safetensors") == tmp_path / "one.safetensors"
+    assert weights_file(tmp_path / "plain") is None and weights_file(BASES) is None
+    with pytest.raises(ModelError, match=r"config\.yaml"):
+        weights_file(tmp_path)
+    monkeypatch.chdir(tmp_path / "model")
+    names = {".": "model", tmp_path / "one.safetensors": "one.safetensors", "bases": "mggtalk-bases", "mggtalk-tiny": "mggtalk-tiny"}
+    assert {source: model_name(source) for source in names} == names
+    assert model_name("somebody/heads@v2") == "somebody/heads@v2" and model_name("/home/somebody/mine") == "mine"
+
+
+def test_a_model_of_the_hub_is_fetched_once_and_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(export, "_from_hub", lambda name: asked.append(name) or tmp_path)
+    assert locate_model("somebody/heads") == tmp_path and locate_model(tmp_path) == tmp_path and asked == ["somebody/heads"]

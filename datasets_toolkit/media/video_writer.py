@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 _TICKS = 90_000  # per second, at least: what MPEG streams use
 _BT709, _LIMITED, _FULL = 1, 1, 2  # as numbered in H.273 and FFmpeg
+# Tags that .mp4 and .mov have boxes of their own for, and what fits into the 16-bit length of such a box in .mov
+_BOXED_TAGS, _BOXED_BYTES = {"title", "comment", "copyright", "artist", "date", "genre"}, 65_535
 
 
 class VideoWriter:
@@ -54,7 +56,9 @@ class VideoWriter:
             fps: frames per second; also how long the last frame is shown.
             size: width and height of the frames in pixels.
             audio_from: a file whose first audio stream is copied, or encoded as AAC where the container does not take it.
-            metadata: tags for the container.
+            metadata: tags for the container. "title", "comment", "copyright", "artist", "date" and "genre" go where every player looks for
+                them, as long as there are only these; in .mp4 and .mov any other key moves all of them to a list of keys that FFmpeg,
+                but not every player, reads.
             crf: quality of libx264, 0 (lossless) to 51.
 
         Raises:
@@ -92,7 +96,7 @@ class VideoWriter:
             with _reported(self._path):
                 self._part.touch(exist_ok=False)
                 undo.callback(self._part.unlink, missing_ok=True)
-                options = {} if self._suffix == ".mkv" else {"movflags": "+faststart+use_metadata_tags"}
+                options = {} if self._suffix == ".mkv" else {"movflags": _movflags(self._metadata)}
                 self._output = import_av().open(os.path.abspath(self._part), "w", format=_FORMATS[self._suffix], options=options)
                 undo.callback(_close_quietly, self._output)
                 self._output.metadata.update(self._metadata)
@@ -183,6 +187,12 @@ class VideoWriter:
                 self._audio.close()  # before the renaming: the sound may come from the very file that is replaced
             self._output.close()
             os.replace(self._part, self._path)
+
+
+def _movflags(metadata: dict[str, str]) -> str:
+    """FFmpeg writes tags into their own boxes or, with ``use_metadata_tags``, under any key into one list; never both."""
+    boxed = metadata.keys() <= _BOXED_TAGS and all(len(value.encode()) <= _BOXED_BYTES for value in metadata.values())
+    return "+faststart" if boxed else "+faststart+use_metadata_tags"
 
 
 def _close_quietly(output: OutputContainer) -> None:

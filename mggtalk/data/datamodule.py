@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from lightning import LightningDataModule
+from torch import Tensor
 
 from datasets_toolkit.shards.reader import CachedStorage
 from datasets_toolkit.shards.shard_reader import ShardReader
@@ -83,6 +86,7 @@ class PairDataModule(LightningDataModule):
         self.face_model = FaceModel()
         self.batches: TrainBatches | None = None
         self._reader: ShardReader | None = None
+        self._clip_of: Int[Tensor, " n"] | None = None
         self._loaders: dict[str, Any] = {}
 
     @property
@@ -144,7 +148,15 @@ class PairDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: PackedBatch, dataloader_idx: int) -> PairBatch:
         """Frames from bytes, on the device."""
         self.face_model = self.face_model.to(batch.valid.device)
-        return unpack(batch, self.face_model)
+        return unpack(batch, self.face_model, self._same_clip(batch.rows))
+
+    def _same_clip(self, rows: Int[Tensor, "b 2"]) -> Bool[Tensor, " b"]:
+        """Which pairs (rows of the index) are of one clip."""
+        if self._clip_of is None:
+            codes = self.reader.index.column("clip").combine_chunks().dictionary_encode().indices
+            self._clip_of = torch.from_numpy(codes.to_numpy().astype(np.int64))
+        clips = self._clip_of.to(rows.device)[rows]
+        return clips[:, 0] == clips[:, 1]
 
     def teardown(self, stage: str) -> None:
         """Let the workers go."""

@@ -80,10 +80,16 @@ def collate(records: Sequence[Record]) -> Record:
     return replace(first, **changed)  # type: ignore[type-var]
 
 
-def unpack(batch: PackedBatch, face_model: FaceModel) -> PairBatch:
-    """Frames of a batch, on the device it lies on (``face_model`` on the same)."""
-    pair = Pair(source=unpack_frame(batch.source, face_model), target=unpack_frame(batch.target, face_model))
-    return PairBatch(pair=pair, valid=batch.valid, rows=batch.rows)
+def unpack(batch: PackedBatch, face_model: FaceModel, same: Bool[Tensor, " b"]) -> PairBatch:
+    """Frames of a batch, on the device it lies on (``face_model`` on the same).
+
+    One frame alone does not say what is the person and what the expression; two of one person say exactly how the expression changes. So
+    where ``same`` the target's expression is the source's plus that change, as ``Control(expression="relative")`` drives.
+    """
+    source, target = unpack_frame(batch.source, face_model), unpack_frame(batch.target, face_model)
+    change = face_model.change(source.mesh, target.mesh, batch.target.blendshapes - batch.source.blendshapes)
+    expression = torch.where(same[:, None], source.expression + change, target.expression)
+    return PairBatch(pair=Pair(source=source, target=replace(target, expression=expression)), valid=batch.valid, rows=batch.rows)
 
 
 def unpack_frame(packed: PackedFrame, face_model: FaceModel) -> Frame:

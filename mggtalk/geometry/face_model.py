@@ -65,6 +65,16 @@ class FaceModel(nn.Module):
         left = meshes - neutral - torch.einsum("tb,bvk->tvk", blendshapes, self.blendshapes)
         return torch.cat([blendshapes, self._solve(self.components, left)], -1)
 
+    def change(
+        self, first: Float[Tensor, "t v 3"], second: Float[Tensor, "t v 3"], blendshapes: Float[Tensor, "t b"]
+    ) -> Float[Tensor, "t e"]:
+        """How expressions change from one frame to another of the same person, whose blendshapes change by ``blendshapes``.
+
+        The difference of :meth:`expression` of both, in which the neutral face cancels.
+        """
+        left = second - first - torch.einsum("tb,bvk->tvk", blendshapes, self.blendshapes)
+        return torch.cat([blendshapes, self._solve(self.components, left)], -1)
+
     def split(self, mesh: Float[Tensor, "v 3"], blendshapes: Float[Tensor, " b"]) -> tuple[Float[Tensor, "v 3"], Float[Tensor, " e"]]:
         """Neutral face and expression of one frame of an unknown person: the most probable split under the priors of both bases."""
         left = mesh - self.mean - torch.einsum("b,bvk->vk", blendshapes, self.blendshapes)

@@ -17,6 +17,8 @@ SOLID = 0.97
 """Matte above which a pixel shows nothing but the person."""
 TRACE = 0.03
 """Matte below which a pixel shows nothing of the person."""
+LEAST = 0.3
+"""Matte up to which a soft edge tells nothing of the colour of what it belongs to; from 1 - LEAST on it tells all."""
 BEND_BELOW_CHIN = 0.0
 """Height (cm, from the chin upwards) below which neck and hair begin to bend towards the torso."""
 
@@ -26,7 +28,7 @@ class Layers(TensorRecord):
     """Images of one source."""
 
     head: Float[Tensor, "*batch 1 h w"]  # alpha of head, hair and neck
-    foreground: Float[Tensor, "*batch 3 h w"]  # their colour, background removed at soft edges
+    foreground: Float[Tensor, "*batch 3 h w"]  # their colour, the background's share removed at soft edges
     head_weight: Float[Tensor, "*batch 1 h w"]  # 1 follows the head, 0 stays with the torso
     hidden: Float[Tensor, "*batch 1 h w"]  # 1 where the head hides torso and background
     background: Float[Tensor, "*batch 1 h w"]  # 1 where the source surely shows background
@@ -42,13 +44,12 @@ def take_apart(frame: Frame, chin: Float[Tensor, " b"]) -> Layers:
     person = ((labels != Region.BACKGROUND) & (frame.matte > 0.5)).to(frame.image)
     share = push_pull(is_head, person)  # who the soft edge of the person belongs to
     head = frame.matte * (share > 0.5)
-    solid = is_head * (frame.matte > SOLID)
     hidden = (dilate(head, 1) > TRACE).to(head)
     background = 1 - (dilate(frame.matte, 3) > TRACE).to(head)
     torso = is_torso * (frame.matte > SOLID) * (1 - dilate(is_head, 3))
     return Layers(
         head=head,
-        foreground=push_pull(frame.image, solid),
+        foreground=_own_colours(frame, is_head, push_pull(frame.image, background)),
         head_weight=_head_weight(frame, is_head, is_torso, chin),
         hidden=hidden,
         background=background,
@@ -66,6 +67,12 @@ def _torso_extent(torso: Tensor, hidden: Tensor) -> Tensor:
     """The torso's alpha with its outline continued smoothly under neck and hair."""
     continued = push_pull(torso, 1 - hidden)
     return torch.where(hidden > 0, ((continued - 0.5) * 6 + 0.5).clamp(0, 1), torso)
+
+
+def _own_colours(frame: Frame, is_head: Tensor, behind: Tensor) -> Tensor:
+    """What the head's pixels would show were they opaque: I = alpha F + (1 - alpha) B solved for F where alpha lets it, else its neighbours'."""
+    own = ((frame.image - (1 - frame.matte) * behind) / frame.matte.clamp(min=LEAST)).clamp(0, 1)
+    return push_pull(own, is_head * ((frame.matte - LEAST) / (1 - 2 * LEAST)).clamp(0, 1))
 
 
 def _head_weight(frame: Frame, is_head: Tensor, is_torso: Tensor, chin: Tensor) -> Tensor:

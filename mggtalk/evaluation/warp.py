@@ -1,4 +1,4 @@
-"""The 2D baseline of the reenactment benchmark: a piecewise-affine warp of the source by its landmarks.
+"""The 2D baseline: a piecewise-affine warp of the source by its landmarks.
 
 The target's landmarks and points on the border of the crop are triangulated (Delaunay); each triangle of the target shows the source's
 triangle of the same corners, sampled bilinearly. The border stays where it is. It knows where the target's landmarks are, as the model

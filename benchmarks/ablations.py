@@ -1,0 +1,123 @@
+"""The paper's ablations: trains the whole model and each of them alike, and measures all in one table.
+
+    python benchmarks/ablations.py --shards DATA [--steps 1000] [--size 256] [--only no_filter ...] [--out FOLDER] [--quick] [--json FILE]
+
+Every variant is `mggtalk fit` on experiments/tiny.yaml and one file of experiments/ablations, with the same seed, steps and data, then
+`mggtalk export`, then suite `self` of the benchmark on the data set's validation people. A variant whose exported model lies in FOLDER is not
+trained again. The table compares the order of what each part is worth with the paper's (MGGTalk, arXiv 2504.00665, ablation table): its
+absolute PSNR cannot be compared (docs/benchmark.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from datasets_toolkit.shards.shard_reader import ShardReader
+from mggtalk.evaluation.markdown import markdown
+from mggtalk.evaluation.methods import Model
+from mggtalk.evaluation.protocol import load_suite
+from mggtalk.evaluation.results import SuiteResult
+from mggtalk.evaluation.runner import Bench, run_suite
+from mggtalk.evaluation.scoring import Scorer, Weights
+from mggtalk.evaluation.summary import Estimate, Summary, summarise, summary_record
+from mggtalk.export import load_model
+from mggtalk.rendering.factory import make_renderer
+
+ROOT = Path(__file__).parents[1]
+WHOLE = "whole"
+PAPER = {"no_refinement": 29.98, "no_symmetry": 31.24, "no_filter": 29.56, "one_decoder": 32.12, "no_densification": 30.32}
+"""PSNR on HDTF without a part; with all of them 32.40."""
+PAPER_WHOLE = 32.40
+
+
+def train(name: str, arguments: argparse.Namespace) -> Path:
+    """The exported model of a variant, trained now unless it is there."""
+    folder, exported = arguments.out / name, arguments.out / name / "model"
+    if (exported / "config.yaml").is_file():
+        return exported
+    ablation = [] if name == WHOLE else ["--config", ROOT / "experiments" / "ablations" / f"{name}.yaml"]
+    settings = {
+        "data.init_args.root": arguments.shards,
+        "data.init_args.transform.init_args.size": arguments.size,
+        "trainer.max_steps": arguments.steps,
+        "trainer.val_check_interval": arguments.steps,
+        "trainer.default_root_dir": folder,
+        "trainer.logger": "false",
+    }
+    words = ["fit", "--config", ROOT / "experiments" / "tiny.yaml", *ablation]
+    run([*words, *(word for key, value in settings.items() for word in (f"--{key}", value))], folder)
+    run(["export", folder / "last.ckpt", "-o", exported], folder)
+    return exported
+
+
+def run(words: Sequence[object], folder: Path) -> None:
+    """A command of the project; what it says goes to a file, and is shown if it fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        done = subprocess.run([sys.executable, "-m", "mggtalk", *map(str, words)], stdout=log, stderr=log, cwd=ROOT)
+    if done.returncode:
+        tail = (folder / "log.txt").read_text(encoding="utf-8")[-2000:]
+        raise SystemExit(f"{words[0]} failed; the end of {folder / 'log.txt'}:\n{tail}")
+
+
+def measure(models: dict[str, Path], arguments: argparse.Namespace) -> SuiteResult:
+    """Suite self with all variants as methods."""
+    methods = []
+    for name, path in models.items():
+        model = load_model(path)
+        model.renderer = make_renderer("auto", "cpu")
+        methods.append(Model(name, model, "All parts." if name == WHOLE else f"experiments/ablations/{name}.yaml"))
+    suite = load_suite("self")
+    changes = {"size": arguments.size, "run": 0, "films": 0, **({"frames": 2} if arguments.quick else {})}
+    with Scorer(Weights()) as scorer:
+        bench = Bench(reader=ShardReader(arguments.shards), methods=tuple(methods), scorer=scorer)
+        return run_suite(suite.__class__(**{**suite.__dict__, **changes}), bench, tqdm)
+
+
+def table(summary: Summary, names: Sequence[str]) -> str:
+    """What each part is worth: here, and in the paper."""
+    lines = ["| without | PSNR head, lost (dB) | SSIM head, lost | AED, gained | the paper's PSNR, lost (dB) |", "|---|---|---|---|---|"]
+    for name in sorted((name for name in names if name != WHOLE), key=lambda name: PAPER[name]):
+        found = summary.differences[name]
+        cells = [shown(found["psnr_head"], 2), shown(found["ssim_head"], 4), shown(found["aed"], 5, -1)]
+        lines.append(f"| {name} | {' | '.join(cells)} | {PAPER_WHOLE - PAPER[name]:.2f} |")
+    return "\n".join(lines)
+
+
+def shown(estimate: Estimate, digits: int, sign: int = 1) -> str:
+    """A difference with its interval."""
+    ends = sorted((sign * estimate.low, sign * estimate.high))
+    return f"{sign * estimate.mean:+.{digits}f} ({ends[0]:+.{digits}f} to {ends[1]:+.{digits}f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", required=True, help="data set of `mggdata build` with a train and a val split")
+    parser.add_argument("--steps", type=int, default=1000, help="of training, for each variant")
+    parser.add_argument("--size", type=int, default=256, help="pixels a side")
+    parser.add_argument("--only", nargs="*", choices=sorted(PAPER), default=sorted(PAPER), help="ablations (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/ablations"), help="folder of runs and models")
+    parser.add_argument("--quick", action="store_true", help="30 steps and two frames of each clip: shows that it works, and nothing else")
+    parser.add_argument("--json", type=Path, help="where all numbers go")
+    arguments = parser.parse_args()
+    arguments.steps = 30 if arguments.quick else arguments.steps
+    arguments.out = arguments.out.resolve()
+    names = [WHOLE, *arguments.only]
+    models = {name: train(name, arguments) for name in tqdm(names, unit="run")}
+    results = measure(models, arguments)
+    summary = summarise(results)
+    print(table(summary, names))
+    (arguments.out / "self.md").write_text(markdown(results, summary), encoding="utf-8")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(summary_record(summary), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

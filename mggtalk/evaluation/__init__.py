@@ -1,0 +1,1 @@
+"""The benchmark: protocols as data, methods, scores, and reports whose numbers can be traced."""
