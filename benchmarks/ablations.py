@@ -2,8 +2,8 @@
 
     python benchmarks/ablations.py --shards DATA [--steps 1000] [--size 256] [--only no_filter ...] [--out FOLDER] [--quick] [--json FILE]
 
-Every variant is `mggtalk fit` on experiments/tiny.yaml and one file of experiments/ablations, with the same seed, steps and data, then
-`mggtalk export`, then suite `self` of the benchmark on the data set's validation people. A variant whose exported model lies in FOLDER is not
+Every variant is `mggtalk fit` on experiments/tiny.yaml and one file of experiments/ablations, with the same seed, steps and data; then
+`mggtalk export`; then suite `self` of the benchmark on the validation people. A variant whose exported model lies in FOLDER is not
 trained again. The table compares the order of what each part is worth with the paper's (MGGTalk, arXiv 2504.00665, ablation table): its
 absolute PSNR cannot be compared (docs/benchmark.md).
 """
@@ -61,7 +61,7 @@ def run(words: Sequence[object], folder: Path) -> None:
     """A command of the project; what it says goes to a file, and is shown if it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        done = subprocess.run([sys.executable, "-m", "mggtalk", *map(str, words)], stdout=log, stderr=log, cwd=ROOT)
+        done = subprocess.run([sys.executable, "-m", "mggtalk.cli", *map(str, words)], stdout=log, stderr=log, cwd=ROOT)
     if done.returncode:
         tail = (folder / "log.txt").read_text(encoding="utf-8")[-2000:]
         raise SystemExit(f"{words[0]} failed; the end of {folder / 'log.txt'}:\n{tail}")

@@ -20,6 +20,8 @@ from datasets_toolkit import __version__
 from datasets_toolkit.cli import run
 from datasets_toolkit.errors import MediaError, UserError
 from datasets_toolkit.schema import ByteImage
+from mggtalk.audio.command import add_arguments as add_speech
+from mggtalk.audio.command import check_speech, speak
 
 if TYPE_CHECKING:
     from mggtalk.drivers import Control
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mggtalk", description=__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_animate(commands.add_parser("animate", help="animate a portrait with a driving video or a motion file"))
+    _add_animate(commands.add_parser("animate", help="animate a portrait with a video, a motion file, or speech"))
     _add_track(commands.add_parser("track", help="write the motion of a video to a file"))
     _add_export(commands.add_parser("export", help="write the model of a checkpoint as a folder that animates portraits"))
     _add_provenance(commands.add_parser("provenance", help="print what a video or a contact sheet says of its making"))
@@ -102,9 +104,10 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(parsed: argparse.Namespace) -> None:
-    from mggtalk.checkpoints import export_checkpoint
+    from mggtalk.audio.files import export_audio, is_audio
+    from mggtalk.checkpoints import export_checkpoint, read_checkpoint
 
-    export_checkpoint(parsed.checkpoint, parsed.output)
+    (export_audio if is_audio(read_checkpoint(parsed.checkpoint)) else export_checkpoint)(parsed.checkpoint, parsed.output)
     print(parsed.output)
 
 
@@ -123,7 +126,7 @@ def _provenance(parsed: argparse.Namespace) -> int:
 
 def _add_animate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="portrait (image file)")
-    driver = parser.add_mutually_exclusive_group(required=True)
+    driver = parser.add_mutually_exclusive_group()
     driver.add_argument("--driving", type=Path, help="video whose face drives the portrait")
     driver.add_argument("--motion", type=Path, help="motion file of `mggtalk track`, or an ARKit blendshape CSV")
     parser.add_argument("--output", type=Path, required=True, help="video to write (.mp4, .mov or .mkv)")
@@ -159,7 +162,8 @@ def _add_animate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pose-scale", type=float, default=1.0, help="0 still, 1 as the driver, more exaggerates")
     parser.add_argument("--expression-scale", type=float, default=1.0, help="0 none, 1 as the driver, more exaggerates")
-    parser.add_argument("--no-audio", dest="audio", action="store_false", help="leave the driver's sound out")
+    parser.add_argument("--no-audio", dest="sound", action="store_false", help="leave the driver's sound out")
+    add_speech(parser)
     parser.add_argument("--sheet", type=Path, help="also write a contact sheet (PNG)")
     parser.add_argument(
         "--mark", nargs="?", const="AI-generated", metavar="TEXT", help="draw a small mark in the lower corner (without TEXT: %(const)s)"
@@ -207,7 +211,7 @@ def _animate(parsed: argparse.Namespace) -> None:
         print(f"building the portrait: {time.perf_counter() - start:.1f} s")
         motion, fps, sound = _driver(parsed, head)
         rate, sheet = _write(parsed, head, avatar, motion, control, fps, sound, record)
-    print(f"animating: {rate:.1f} frames/s at {parsed.size} x {parsed.size}")
+    print(f"animating and encoding: {rate:.1f} frames/s at {parsed.size} x {parsed.size}")
     print(parsed.output)
     if parsed.sheet:
         from datasets_toolkit.annotators.pictures import contact_sheet
@@ -226,7 +230,10 @@ def _check_outputs(parsed: argparse.Namespace) -> None:
     if parsed.size < 64 or parsed.size % 8:
         raise UserError(f"--size {parsed.size}: must be a multiple of 8 and at least 64")
     _marked(parsed, np.zeros((parsed.size, parsed.size, 3), np.uint8))
-    for path in filter(None, (parsed.driving, parsed.motion)):
+    if not (parsed.driving or parsed.motion or parsed.audio):
+        raise UserError("nothing drives the portrait; give a video (--driving), a motion file (--motion), or speech (--audio)")
+    check_speech(parsed)
+    for path in filter(None, (parsed.driving, parsed.motion, parsed.audio)):
         if path.exists() and parsed.output.exists() and path.samefile(parsed.output):
             raise UserError(f"{parsed.output}: is the driver itself; choose another output")
 
@@ -259,6 +266,15 @@ def _device(name: str) -> str:
 
 def _driver(parsed: argparse.Namespace, head: TalkingHead) -> tuple[Motion, Fraction, Path | None]:
     """The motion, its frame rate, and the file with its sound."""
+    if parsed.audio is None:
+        return _seen_driver(parsed, head)
+    seen = _seen_driver(argparse.Namespace(**{**vars(parsed), "sound": False}), head) if parsed.driving or parsed.motion else None
+    motion, fps = speak(parsed, head.face_model, seen[0] if seen else None, seen[1] if seen else None)
+    return motion, fps, parsed.audio if parsed.sound else None
+
+
+def _seen_driver(parsed: argparse.Namespace, head: TalkingHead) -> tuple[Motion, Fraction, Path | None]:
+    """As :func:`_driver`, of a video or a motion file."""
     from datasets_toolkit.media.video import probe
     from mggtalk.motion_csv import motion_from_csv
     from mggtalk.motion_files import load_motion
@@ -267,9 +283,9 @@ def _driver(parsed: argparse.Namespace, head: TalkingHead) -> tuple[Motion, Frac
         info = probe(parsed.driving)
         motion, rate = _timed_track(head, parsed.driving, info.frames, parsed.driving_face, parsed.smooth)
         print(f"tracking: {rate:.1f} frames/s")
-        if parsed.audio and not info.has_audio:
+        if parsed.sound and not info.has_audio:
             print(f"{parsed.driving}: has no sound, so the output has none")
-        return motion, info.fps, parsed.driving if parsed.audio and info.has_audio else None
+        return motion, info.fps, parsed.driving if parsed.sound and info.has_audio else None
     if parsed.motion.suffix.lower() not in MOTION_SUFFIXES:
         raise UserError(f"{parsed.motion}: not a motion file ({' or '.join(MOTION_SUFFIXES)}); a video goes to --driving")
     csv = parsed.motion.suffix.lower() == ".csv"
@@ -300,27 +316,24 @@ def _write(
     sound: Path | None,
     record: Provenance,
 ) -> tuple[float, list[Any]]:
-    """Render and encode; returns frames per second of rendering, and frames for a contact sheet."""
+    """Render and encode, both at once; returns frames per second, and frames for a contact sheet."""
     from datasets_toolkit.annotators.pictures import spread
     from datasets_toolkit.media.video import VideoWriter
     from mggtalk.provenance import provenance_tags
     from mggtalk.talking_head import full_frame
 
     height, width = avatar.image.shape[:2] if parsed.full_frame else (parsed.size, parsed.size)
-    shown, sheet, busy = set(spread(len(motion.times), 8)), [avatar.crop.image], 0.0
+    shown, sheet, start = set(spread(len(motion.times), 8)), [avatar.crop.image], time.perf_counter()
     with (
         VideoWriter(parsed.output, fps, (width, height), audio_from=sound, metadata=provenance_tags(record)) as video,
         _bar("animating", len(motion.times)) as bar,
     ):
         frames = head.animate(avatar, motion, control)
-        for row, moment in enumerate(motion.times.tolist()):
-            start = time.perf_counter()
-            frame = next(frames)
-            busy += time.perf_counter() - start
+        for row, (moment, frame) in enumerate(zip(motion.times.tolist(), frames, strict=True)):
             video.write(_marked(parsed, full_frame(avatar, frame) if parsed.full_frame else frame), moment)
             sheet += [_marked(parsed, frame)] if row in shown else []
             bar.update()
-    return len(motion.times) / max(busy, 1e-9), sheet
+    return len(motion.times) / (time.perf_counter() - start), sheet
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from mggtalk.rendering.renderer import Renderer
 FORMAT, VERSION = "mggtalk-model", 1
 BASES = Path(__file__).parent / "assets" / "mggtalk-bases"
 """The model without training."""
-TINY = Path(__file__).parent / "assets_data" / "mggtalk-tiny"
+TINY = BASES.parent / "mggtalk-tiny"
 """Where the trained model lies in installations that have one."""
 
 

@@ -34,11 +34,12 @@ from mggtalk.geometry.head_points import visible_points
 from mggtalk.geometry.images import dilate, nearest, sample, shift
 from mggtalk.geometry.inner_parts import inner_points
 from mggtalk.geometry.layers import Layers, one_of, take_apart
-from mggtalk.geometry.neck import PIVOT, bend, torso_camera
+from mggtalk.geometry.neck import PIVOT, torso_camera
 from mggtalk.geometry.surface import normals_from_depth
 from mggtalk.geometry.symmetry import hidden_behind, mirror_cloud, voxel_filter
+from mggtalk.modules.children import can_stream
 from mggtalk.modules.deformation import DeformationNetwork, Deformed, Still
-from mggtalk.modules.gaussians import Densifier, GaussianDecoder, base_gaussians, parameters
+from mggtalk.modules.gaussians import Densifier, GaussianDecoder, base_gaussians, parameters, posed
 from mggtalk.modules.identity import IdentityEncoder
 from mggtalk.modules.inpainter import Inpainter, classical_fill
 from mggtalk.modules.precision import exact
@@ -60,6 +61,7 @@ class Prepared(NamedTuple):
     visible: Float[Tensor, "b v w"]
     mirrored: Float[Tensor, "b m w"]
     parents: Float[Tensor, "b n w"]
+    torso: Float[Tensor, "b 4 h w"]  # the torso, multiplied by its alpha, and its alpha
 
 
 class Trace(NamedTuple):
@@ -198,14 +200,17 @@ class MGGTalk(nn.Module):
         behind, torso = self.inpainter(filled, torch.cat([person, layers.hidden])).chunk(2)
         return behind, torso, alpha
 
-    def backdrop(self, identity: Identity, camera: Camera) -> Float[Tensor, "b 3 h w"]:
-        """What the head is composited onto: the background, and the torso where the head has taken it."""
+    def backdrop(self, identity: Identity, camera: Camera, prepared: Prepared | None = None) -> Float[Tensor, "b 3 h w"]:
+        """What the head is composited onto: the background, and the torso where the head has taken it; arguments as :meth:`gaussians`."""
         rests = torso_camera(camera, identity.camera)
         pivot = rests.head_to_camera.new_tensor(PIVOT).expand(len(identity.background), 1, 3)
         moved = project(pivot, rests)[0] - project(pivot, identity.camera)[0]
-        torso, alpha = shift(torch.cat([identity.torso, identity.torso_alpha], 1), moved[:, 0]).split([3, 1], 1)
-        behind = torso + (1 - alpha) * identity.background
+        whole = torch.cat([identity.torso, identity.torso_alpha], 1) if prepared is None else prepared.torso
+        torso, alpha = shift(whole, moved[:, 0]).split([3, 1], 1)
         still = self.stillness(identity, camera)[:, None, None, None]
+        if can_stream(torso, identity.background, identity.image):
+            return torch.lerp(torch.addcmul(torso, 1 - alpha, identity.background), identity.image, still)
+        behind = torso + (1 - alpha) * identity.background
         return still * identity.image + (1 - still) * behind
 
     def stillness(self, identity: Identity, camera: Camera) -> Float[Tensor, " b"]:
@@ -228,6 +233,7 @@ class MGGTalk(nn.Module):
             visible=self.visible_decoder.body.lasting(identity.visible_features),
             mirrored=(self.mirrored_decoder or self.visible_decoder).body.lasting(identity.mirrored_features),
             parents=self.densifier.lasting(features),
+            torso=torch.cat([identity.torso, identity.torso_alpha], 1),
         )
 
     def gaussians(
@@ -247,9 +253,7 @@ class MGGTalk(nn.Module):
     def _gaussians(self, identity: Identity, expression: Tensor, camera: Camera, known: Prepared) -> tuple[Gaussians, Gaussians]:
         points, count = known.points, identity.points.visible.mask.shape[1]
         moved = self.deformation(points, expression, identity.expression, known.still)
-        torso = torso_camera(camera, identity.camera)
-        deformed = Deformed(*bend(moved.positions, moved.tangents, points.head_weight, points.head_weight_steps, camera, torso))
-        base = _base(deformed, points)
+        deformed, base = posed(moved, points, camera, torso_camera(camera, identity.camera))
         stage_one = self.visible_decoder(base[:, :count], identity.visible_features, lasting=known.visible)
         if self.mirrored_decoder is None:
             stage_two = self.visible_decoder(base[:, count:], identity.mirrored_features, lasting=known.mirrored)

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,9 +35,8 @@ from datasets_toolkit.media.video import VideoFrame, read_frames
 from datasets_toolkit.schema import ByteImage, FloatArray, TrackedClip
 from mggtalk.data.frames import to_frame
 from mggtalk.drivers import Control, motion_from_clip, retarget
-from mggtalk.export import BASES, load_model
+from mggtalk.export import DEFAULT, load_model
 from mggtalk.geometry.face_model import FaceModel
-from mggtalk.geometry.images import byte_images
 from mggtalk.model import MGGTalk, Prepared
 from mggtalk.rendering.factory import RendererName, make_renderer
 from mggtalk.types import Camera, Frame, Identity, Motion, stack
@@ -92,14 +94,14 @@ class TalkingHead:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path = BASES,
+        source: str | Path = DEFAULT,
         *,
         size: int = 256,
         device: str | torch.device = "cpu",
         renderer: RendererName = "auto",
         assets: Path | None = None,
     ) -> TalkingHead:
-        """A talking head with an exported model; by default the untrained bases that ship with the project.
+        """A talking head with an exported model; by default the one that ships with the project.
 
         Args:
             source: folder or .safetensors file of an exported model, or its name on the hub; see :func:`mggtalk.export.load_model`.
@@ -170,21 +172,66 @@ class TalkingHead:
         return smooth_clip(clip, filter_)
 
     @torch.inference_mode()
-    def animate(self, avatar: Avatar, motion: Motion, control: Control | None = None) -> Iterator[ByteImage]:
-        """Frames (uint8, size x size x 3) of the avatar, one for each row of the motion."""
+    def animate(self, avatar: Avatar, motion: Motion, control: Control | None = None, *, workers: int | None = None) -> Iterator[ByteImage]:
+        """Frames (uint8, size x size x 3) of the avatar, one for each row of the motion, in its order.
+
+        Args:
+            avatar: from :meth:`reconstruct`.
+            motion: of the driver.
+            control: how the motion is carried over; by default as :class:`Control` says.
+            workers: frames in the making at once, on a share of PyTorch's threads each, and how many are made ahead of the one asked for;
+                by default 2 on a CPU with several cores, else 1, which makes none ahead. The pictures do not depend on it.
+
+        Raises:
+            ValueError: ``workers`` is not positive.
+            UserError: the control's reference frame lies outside the motion.
+        """
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be positive, got {workers}")
         camera, expression = avatar.frame.camera[0], avatar.frame.expression[0]
         expressions, poses = retarget(motion.to(self.device), camera, expression, control or Control())
-        for expression, pose in zip(expressions, poses, strict=True):
-            yield self.render(avatar, expression, pose)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        count = workers or (min(2, cores) if self.device.type == "cpu" else 1)
+        yield from _in_order(lambda row: self.render(avatar, expressions[row], poses[row]), len(poses), count, self.device.type)
 
     @torch.inference_mode()
     def render(self, avatar: Avatar, expression: torch.Tensor, head_to_camera: torch.Tensor) -> ByteImage:
         """One frame (uint8, size x size x 3) under an expression (e) and a head pose (4 x 4)."""
         camera = Camera(intrinsics=avatar.frame.camera.intrinsics, head_to_camera=head_to_camera[None])
         _, gaussians = self.model.gaussians(avatar.identity, expression[None], camera, avatar.prepared)
-        backdrop = self.model.backdrop(avatar.identity, camera)
-        rendering = self.model.renderer(gaussians, camera, (self.size, self.size), backdrop)
-        return byte_images(rendering.image)[0]
+        backdrop = self.model.backdrop(avatar.identity, camera, avatar.prepared)
+        image = self.model.renderer(gaussians, camera, (self.size, self.size), backdrop).image[0]
+        planes = image.nan_to_num_(0.0).clamp_(0, 1).mul_(255).round_().to(torch.uint8).cpu()
+        return np.asarray(cv2.merge(list(planes.numpy())))
+
+
+def _in_order(make: Callable[[int], ByteImage], count: int, workers: int, kind: str) -> Iterator[ByteImage]:
+    """``make(0)``, ``make(1)``, ...: as many as there are workers are begun before they are asked for, each in a thread.
+
+    PyTorch's threads are shared out while this lasts. An error appears in the place of its frame; then, or when nobody asks for more, what
+    is begun is finished and the threads end.
+    """
+    if workers == 1:
+        yield from map(make, range(count))
+        return
+    threads, begun = torch.get_num_threads(), deque[Future[ByteImage]]()
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+    def start() -> None:  # these belong to a thread
+        torch.set_num_threads(max(threads // workers, 1))
+        torch.set_autocast_dtype(kind, dtype)
+        torch.set_autocast_enabled(kind, enabled)
+
+    pool = ThreadPoolExecutor(workers, "frame", start)
+    try:
+        for row in range(count):
+            begun.append(pool.submit(make, row))
+            if len(begun) > workers:
+                yield begun.popleft().result()
+        yield from (frame.result() for frame in begun)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def full_frame(avatar: Avatar, frame: ByteImage) -> ByteImage:

@@ -16,12 +16,10 @@ from typing import Any
 
 import yaml
 from jsonargparse import set_parsing_settings
-from lightning import LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from datasets_toolkit.errors import UserError
-from mggtalk.data.datamodule import PairDataModule
-from mggtalk.stages.base import Stage
 
 COMMANDS = ("fit", "validate", "test")
 
@@ -125,8 +123,8 @@ def make_cli(arguments: Sequence[str], run: bool = True) -> TrainingCLI:
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     return TrainingCLI(
-        Stage,
-        PairDataModule,
+        LightningModule,  # a stage of :mod:`mggtalk.stages`; what is trained need not be a MGGTalk
+        LightningDataModule,
         run=run,
         subclass_mode_model=True,
         subclass_mode_data=True,

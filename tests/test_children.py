@@ -77,10 +77,13 @@ def exactly(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.double() for tensor in tensors]
 
 
+@pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("seed", range(6))
-def test_values_agree(seed: int) -> None:
+def test_values_agree(seed: int, recorded: bool) -> None:
+    """Also where nobody asks for gradients, which is another loop."""
     tensors = scene(seed)
-    fast, slow = made(compiled, tensors), made(DENSIFIER.moved, exactly(tensors))
+    with torch.set_grad_enabled(recorded):
+        fast, slow = made(compiled, tensors), made(DENSIFIER.moved, exactly(tensors))
     for name in MADE:
         torch.testing.assert_close(
             getattr(fast, name).double(), getattr(slow, name), rtol=1e-5, atol=1e-4 if name == "opacities" else 3e-6, msg=name
@@ -123,17 +126,35 @@ def test_a_correction_of_zero_is_the_split() -> None:
         torch.testing.assert_close(actual[chosen], expected[chosen], rtol=1e-6, atol=bound, msg=name)
 
 
+def test_what_is_not_a_number_stays_that() -> None:
+    """In every correction, without gradients: the renderer is to refuse it."""
+    for number in range(13):
+        tensors = scene(0)
+        tensors[0][0, 5, 1, number] = torch.nan
+        with torch.no_grad():
+            fast, slow = made(compiled, tensors), made(DENSIFIER.moved, tensors)
+        counts = [[int(getattr(way, name).isnan().sum()) for name in MADE] for way in (fast, slow)]
+        assert counts[0] == counts[1] and sum(counts[0]) > 0
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_do_not_matter(threads: int) -> None:
     tensors = scene(5, 4000)
     before = torch.get_num_threads()
-    alone, grads = made(compiled, tensors), gradients(compiled, tensors, {"raw", "tangents"})
+
+    def results() -> tuple[list[Tensor], list[Tensor | None]]:
+        with torch.no_grad():
+            streamed = made(compiled, tensors)
+        recorded = made(compiled, tensors)
+        return [getattr(way, name) for way in (recorded, streamed) for name in MADE], gradients(compiled, tensors, {"raw", "tangents"})
+
+    alone, grads = results()
     torch.set_num_threads(threads)
     try:
-        several, others = made(compiled, tensors), gradients(compiled, tensors, {"raw", "tangents"})
+        several, others = results()
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(getattr(several, name), getattr(alone, name)) for name in MADE)
+    assert all(torch.equal(a, b) for a, b in zip(several, alone, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(others, grads, strict=True) if a is not None and b is not None)
 
 

@@ -90,7 +90,7 @@ def test_a_portrait_follows_a_driving_video(folder: Path, tmp_path: Path) -> Non
     frames = [frame.image for frame in read_frames(output)]
     assert len(frames) == 4 and sheet.stat().st_size > 10_000
     assert "1 of 4" in result.stderr, result.stderr
-    assert "tracking:" in result.stdout and "animating:" in result.stdout
+    assert "tracking:" in result.stdout and "animating and encoding:" in result.stdout
     tail = (np.abs(frames[3].astype(float) - frames[0]).mean(), np.abs(frames[1].astype(float) - frames[0]).mean())
     assert tail[0] > tail[1] > 0.2, "the head moves with the driver's"
     import av
@@ -200,4 +200,4 @@ def test_the_demonstration_runs(tmp_path: Path) -> None:
     result = mggtalk("--output", tmp_path / "demo", "--size", 64, module="mggtalk.demo")
     assert result.returncode == 0, result.stderr
     assert {path.name for path in (tmp_path / "demo").iterdir()} >= {"talking_head.mp4", "contact_sheet.png"}
-    assert "animating:" in result.stdout and "tracking:" in result.stdout
+    assert "animating and encoding:" in result.stdout and "tracking:" in result.stdout

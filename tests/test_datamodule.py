@@ -17,7 +17,7 @@ from datasets_toolkit.errors import UserError
 from mggtalk.data.augment import PairTransform, Photometric
 from mggtalk.data.datamodule import PairDataModule
 from mggtalk.data.loader import Workers
-from mggtalk.data.packed import PairBatch
+from mggtalk.data.packed import PairBatch, unpack_frame
 from mggtalk.data.pairs import PairRule
 from mggtalk.types import Pair
 
@@ -94,6 +94,19 @@ def test_batches_are_pairs_of_frames(root: str) -> None:
     lengths = batch.pair.source.normals.norm(dim=1)
     assert batch.pair.source.depth.any() and torch.isclose(lengths, lengths.round(), atol=1e-5).all()
     assert not batch.pair.target.depth.any(), "not asked for"
+
+
+def test_targets_of_the_source_s_clip_are_driven_by_the_change_since_the_source(root: str) -> None:
+    """Those of another person have an expression of their own."""
+    data = module(root, cross_pairs=6)
+    for number, loader in enumerate(data.val_dataloader()):
+        packed = next(iter(loader))
+        pair = data.on_after_batch_transfer(packed, number).pair
+        alone = unpack_frame(packed.target, data.face_model).expression
+        change = data.face_model.change(pair.source.mesh, pair.target.mesh, packed.target.blendshapes - packed.source.blendshapes)
+        expected = alone if number else pair.source.expression + change
+        torch.testing.assert_close(pair.target.expression, expected)
+        assert (alone - pair.source.expression - change).abs().max() > 1e-3, "both ways agree, so the test says nothing"
 
 
 def test_training_resumes_exactly(root: str, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def methods(folder: Path, studio: Studio, reader: ShardReader) -> list[Method]:
         for number, picture in enumerate(studio.truth(planned.rows, planned.source if kind == "self" else None).pictures):
             (folder / planned.name).mkdir(exist_ok=True)
             cv2.imwrite(str(folder / planned.name / f"{number:03d}.png"), picture[..., ::-1])
-    model = load_model()
+    model = load_model("bases")
     model.renderer = make_renderer("cpu", "cpu")
     return [Model(BASES, model, "bases"), Repeated(), Warp(), Predictions("theirs", folder)]
 
@@ -233,7 +233,9 @@ def test_the_command_measures_draws_and_writes_what_can_be_read_back(reader: Sha
     changes = ["--config", "split=train", "--config", "frames=2", "--config", f"size={SIZE}", "--config", "run=3", "--config", "films=1"]
     out = tmp_path / "out"
     weights = ["--alexnet", str(tmp_path / "alexnet.pth")]
-    main(["--suite", "self", "--shards", root, "--predictions", f"copy={theirs}", "--out", str(out), *weights, *changes])
+    main(
+        ["--suite", "self", "--model", "bases", "--shards", root, "--predictions", f"copy={theirs}", "--out", str(out), *weights, *changes]
+    )
     results = read_results(out / "self.json")
     assert results.methods == (BASES, REPEATED, WARP, "copy", OWN) and len(results.pairs) == 2 and not results.refused
     assert results.data["people of the training split among them"] == people_of_splits(reader)["train"]

@@ -62,6 +62,19 @@ def test_expressions_are_the_ridge_solution_and_invert_displacement(seed: int) -
 
 @settings(deadline=None, max_examples=10)
 @given(seed=seeds)
+def test_a_change_is_the_difference_of_expressions_whoever_the_person_is(seed: int) -> None:
+    """Of frames of one person: the neutral face, given or not, cancels."""
+    first, second, neutral = expressions(seed, 3), expressions(seed + 1, 3), people(seed, 1)[0]
+    meshes = [neutral + MODEL.displacement(one) for one in (first, second)]
+    found = MODEL.change(meshes[0], meshes[1], second[:, :52] - first[:, :52])
+    other = people(seed + 2, 1)[0]
+    begin, end = (MODEL.expression(mesh, one[:, :52], other) for mesh, one in zip(meshes, (first, second), strict=True))
+    torch.testing.assert_close(found, end - begin, rtol=1e-3, atol=2e-3)
+    assert (MODEL.displacement(found) - (meshes[1] - meshes[0])).norm(dim=-1).max() < 0.03  # cm
+
+
+@settings(deadline=None, max_examples=10)
+@given(seed=seeds)
 def test_a_split_adds_up_and_is_the_ridge_solution_of_both_bases(seed: int) -> None:
     mesh = people(seed, 1)[0] + MODEL.displacement(expressions(seed, 1)[0])
     mesh = mesh + 0.02 * torch.randn(mesh.shape, generator=torch.Generator().manual_seed(seed))

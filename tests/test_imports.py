@@ -29,6 +29,7 @@ MGGTALK = {
     "motion_csv": 5,
     "motion_files": 5,
     "talking_head": 5,
+    "audio": 6,
     "stages": 6,
     "callbacks": 7,
     "evaluation": 7,

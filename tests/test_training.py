@@ -19,7 +19,10 @@ from datasets_toolkit.errors import UserError
 from mggtalk.cli import main as command_line
 from mggtalk.training import main, make_cli, with_bases
 
-FILES = sorted(EXPERIMENTS.rglob("*.yaml"), key=lambda path: path.relative_to(EXPERIMENTS).parts)
+ELSEWHERE = {"audio.yaml": "tests/test_audio_training.py"}  # what has no pictures
+FILES = sorted(
+    (path for path in EXPERIMENTS.rglob("*.yaml") if path.name not in ELSEWHERE), key=lambda path: path.relative_to(EXPERIMENTS).parts
+)
 STAGES = ("geometry", "deformation", "gaussians", "joint")
 every_file = pytest.mark.parametrize("file", FILES, ids=[str(path.relative_to(EXPERIMENTS)) for path in FILES])
 

@@ -22,6 +22,7 @@ from datasets_toolkit.local_files import write_whole
 from datasets_toolkit.shards.dataset_info import FILE, SPLITS, file_sha256
 from mggtalk.callbacks.runs import data_of, run_folder
 from mggtalk.data.datamodule import PairDataModule
+from mggtalk.data.speech import SpeechDataModule
 
 log = logging.getLogger(__name__)
 KEY = "provenance"
@@ -50,7 +51,7 @@ class Provenance(Callback):
         if stage == "fit":
             arguments = sys.argv[1:] if self.arguments is None else self.arguments
             data = data_of(trainer)
-            record = data_record(data) if isinstance(data, PairDataModule) else None
+            record = data_record(data) if isinstance(data, PairDataModule | SpeechDataModule) else None
             self._record = {"data": record, "versions": versions(), "arguments": host_free(arguments)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -76,7 +77,7 @@ class Provenance(Callback):
                 logger.log_hyperparams({KEY: self._record})
 
 
-def data_record(data: PairDataModule) -> dict[str, Any]:
+def data_record(data: PairDataModule | SpeechDataModule) -> dict[str, Any]:
     """The data set: its root, the SHA-256 of its ``dataset.json``, and the samples of each split."""
     info, storage = data.reader.info, data.reader.storage
     samples = {split: sum(shard.samples for shard in info.shards if shard.split == split) for split in SPLITS}

@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mggtalk.geometry.cameras import matrix_to_quaternion, multiply_quaternions
+from mggtalk.geometry.cameras import invert_rigid, matrix_to_quaternion, multiply_quaternions
 from mggtalk.geometry.head_points import CHILD_STEPS
-from mggtalk.modules.children import can_compile, children
-from mggtalk.modules.deformation import Deformed
+from mggtalk.geometry.neck import bend
+from mggtalk.modules.children import can_compile, can_stream, children, corrections
+from mggtalk.modules.deformation import Deformed, laid
 from mggtalk.modules.layers import MLP, fourier, fourier_size
-from mggtalk.types import Gaussians
+from mggtalk.types import Camera, Gaussians, PointCloud
 
 SPREAD = 0.5
 """Standard deviation of a Gaussian in units of the step to its neighbour."""
@@ -55,8 +56,26 @@ def base_gaussians(
     )
 
 
+def posed(moved: Deformed, cloud: PointCloud, camera: Camera, torso: Camera) -> tuple[Deformed, Gaussians]:
+    """Moved points bent between a head and its torso (:func:`mggtalk.geometry.neck.bend`), and their base Gaussians."""
+    if not can_stream(*moved, cloud.head_weight, camera.head_to_camera, torso.head_to_camera):
+        deformed = Deformed(*bend(*moved, cloud.head_weight, cloud.head_weight_steps, camera, torso))
+        return deformed, base_gaussians(deformed, cloud.colour, cloud.opacity, cloud.mask)
+    deformed, quaternions, scales = laid(moved, cloud, invert_rigid(camera.head_to_camera) @ torso.head_to_camera, (SPREAD, THICKNESS))
+    return deformed, Gaussians(
+        means=deformed.positions,
+        quaternions=quaternions,
+        scales=scales,
+        opacities=cloud.opacity.clamp(max=OPAQUE),
+        features=cloud.colour,
+        mask=cloud.mask,
+    )
+
+
 def corrected(base: Gaussians, correction: Float[Tensor, "b n k"]) -> Gaussians:
     """Apply corrections: colours add, scales multiply, rotations compose, opacities add as logits. Zero changes nothing."""
+    if can_stream(base.means, correction):
+        return corrections(base, correction)
     colour, log_scale, rotation, logit = correction.split([3, 3, 3, 1], -1)
     half = torch.cat([torch.ones_like(logit), 0.5 * rotation], -1)
     opacity = torch.sigmoid(torch.logit(base.opacities, 1e-4) + logit[..., 0])

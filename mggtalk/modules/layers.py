@@ -87,7 +87,7 @@ class MLP(nn.ModuleList):
                 own = changing[index] if changing.shape[1] == 1 else changing[index, part]
                 hidden = silu(torch.mm(own, weight) + lasting[index, part], inplace=True)
                 hidden = silu(torch.mm(hidden, second.weight.t()).add_(second.bias), inplace=True)
-                result[index, part] = torch.mm(hidden, last.weight.t()).add_(last.bias)
+                torch.mm(hidden, last.weight.t(), out=result[index, part]).add_(last.bias)
         return result
 
     def _linear(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:

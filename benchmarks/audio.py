@@ -1,0 +1,231 @@
+"""Speech drives the mouth: against the tracked mouth of clips that training has not seen, and against a regression on loudness.
+
+    python benchmarks/audio.py --shards FOLDER [--split val] [--model FOLDER] [--only FILE] [--json FILE] [--quick]
+    python benchmarks/audio.py --videos FOLDER --syncnet syncnet_v2.model [--json FILE]
+
+Each clip's mesh is driven by its sound alone (speaking style unknown, but for the row that says so) and the opening of its mouth is
+compared with the tracked one, 50 times a second. Clips count by their length, people equally. ``--only FILE`` (names of clips, a line each)
+leaves the others out, such as those in which the speaker is not the one who is seen. The baseline, opening = a + b loudness, is fitted on
+the training clips; loudness as in ``datasets_toolkit.annotators.av_offset``. Below the table: what silence and noise do, and the speed.
+
+The second form scores videos, such as those ``mggtalk animate`` writes, with SyncNet (25 frames a second): LSE-C is its confidence, LSE-D
+its distance (Prajwal et al., "A lip sync expert is all you need for speech to lip generation in the wild", ACM MM 2020).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from datasets_toolkit.annotators.av_offset import loudness, speech_band
+from datasets_toolkit.errors import UserError
+from datasets_toolkit.shards.shard_reader import ShardReader
+from mggtalk.audio.behaviour import Strengths
+from mggtalk.audio.driver import AudioDriver
+from mggtalk.audio.files import TINY
+from mggtalk.audio.stream import SpeechControl
+from mggtalk.data.speech_clips import SpeechClip, clip_rows, read_clips, read_motion
+from mggtalk.data.speech_pieces import whole
+from mggtalk.metrics.speech import OPENING_VERTICES, correlation, lag, mouth_opening, opening_error, opening_of
+from mggtalk.modules.audio import STYLES
+from mggtalk.modules.speech import FRAME_RATE, RATE
+
+STILL = SpeechControl(mouth_gain=1.0, strengths=Strengths(blink=0.0, gaze=0.0, head=0.0))
+SUFFIXES = {".mp4", ".mov", ".mkv"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method on one clip: correlation without lag, the best one, lag (s), error (% of face height), deviation over the tracked."""
+
+    method: str
+    clip: str
+    person: str
+    seconds: float
+    correlation: float
+    best: float
+    lag: float
+    error: float
+    deviation: float
+
+
+def row_of(method: str, clip: SpeechClip, driven: Float[Tensor, " t"]) -> Row:
+    delay, best = lag(driven, clip.opening, float(FRAME_RATE))
+    return Row(
+        method=method,
+        clip=clip.name,
+        person=clip.person,
+        seconds=len(clip.opening) / FRAME_RATE,
+        correlation=correlation(driven, clip.opening),
+        best=best,
+        lag=delay,
+        error=opening_error(driven, clip.opening),
+        deviation=float(driven.std() / clip.opening.std()),
+    )
+
+
+def envelopes(reader: ShardReader, split: str, clips: Sequence[SpeechClip], driver: AudioDriver) -> list[Float[Tensor, " _"]]:
+    """The loudness of the speech band at the frames of each clip."""
+    rows = {name: rows for name, _, rows in clip_rows(reader, split)}
+    found = []
+    for clip in clips:
+        motion = read_motion(reader, rows[clip.name], driver.face_model)
+        sound = np.concatenate(motion.sound)
+        found.append(torch.from_numpy(loudness(speech_band(sound), np.arange(len(clip.opening)) / FRAME_RATE)).float())
+    return found
+
+
+def line(envelope: Sequence[Float[Tensor, " _"]], opening: Sequence[Float[Tensor, " _"]]) -> tuple[float, float]:
+    """Least squares of opening = a + b loudness over all clips."""
+    x, y = torch.cat(list(envelope)).double(), torch.cat(list(opening)).double()
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    return float(y.mean() - slope * x.mean()), slope
+
+
+@torch.inference_mode()
+def driven_opening(driver: AudioDriver, clip: SpeechClip, gain: float, known: bool) -> Float[Tensor, " t"]:
+    """Opening of the clip's neutral face under what its sound drives, as the driver limits it."""
+    batch, network = whole(clip), driver.network
+    style = network.standard_style(batch.style) if known else torch.zeros(1, len(STYLES))
+    expression, size = gain * network(batch.features, style)[0], len(driver.face_model.blendshapes)
+    expression = torch.cat([expression[:, :size].clamp(0, 1), expression[:, size:]], 1)
+    corners = driver.face_model.displacement(torch.eye(expression.shape[1]))[:, list(OPENING_VERTICES)]
+    return opening_of(clip.points + torch.einsum("te,evk->tvk", expression, corners))
+
+
+def compare(reader: ShardReader, split: str, driver: AudioDriver, only: set[str] | None) -> list[Row]:
+    """Every method on every clip."""
+    encoder, face_model = driver.network.encoder, driver.face_model
+    train = read_clips(reader, "train", encoder, face_model)
+    clips = [clip for clip in read_clips(reader, split, encoder, face_model) if only is None or clip.name in only]
+    if not clips:
+        raise UserError("--only: names no clip of this split that can be heard")
+    offset, slope = line(envelopes(reader, "train", train, driver), [clip.opening for clip in train])
+    rows = [
+        row_of("regression on loudness", clip, offset + slope * envelope)
+        for clip, envelope in zip(clips, envelopes(reader, split, clips, driver), strict=True)
+    ]
+    for name, gain, known in (
+        ("network", 1.0, False),
+        (f"network, gain {SpeechControl().mouth_gain}", SpeechControl().mouth_gain, False),
+        ("network, style known", 1.0, True),
+    ):
+        rows += [row_of(name, clip, driven_opening(driver, clip, gain, known)) for clip in clips]
+    return rows
+
+
+def mean(rows: Sequence[Row], name: str) -> float:
+    """Mean over people of means over their clips, weighted by length."""
+    people = sorted({row.person for row in rows})
+    own = [[row for row in rows if row.person == person] for person in people]
+    return float(
+        np.mean(
+            [
+                np.average(
+                    [abs(getattr(row, name)) if name == "lag" else getattr(row, name) for row in part],
+                    weights=[row.seconds for row in part],
+                )
+                for part in own
+            ]
+        )
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The methods, side by side."""
+    methods = list(dict.fromkeys(row.method for row in rows))
+    lines = [
+        "| method | correlation | at the best lag | lag, ms: mean size / median | error, % of face height | deviation / tracked |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in methods:
+        own = [row for row in rows if row.method == method]
+        middle = 1000 * float(np.median([row.lag for row in own]))
+        fit, best, size, error, deviation = (mean(own, name) for name in ("correlation", "best", "lag", "error", "deviation"))
+        lines.append(f"| {method} | {fit:.3f} | {best:.3f} | {1000 * size:.0f} / {middle:+.0f} | {error:.2f} | {deviation:.2f} |")
+    return "\n".join(lines)
+
+
+def quiet(driver: AudioDriver, seconds: float) -> dict[str, float]:
+    """Mean opening over the neutral face's and largest speed (face heights a second) in silence and in noise; times real time."""
+    neutral = mouth_opening(driver.face_model.mean)
+    found = {}
+    generator = torch.Generator().manual_seed(0)
+    for name, amplitude in (("silence", 0.0), ("noise -60 dB", 1e-3), ("noise -40 dB", 1e-2)):
+        samples = amplitude * torch.randn(int(seconds * RATE), generator=generator)
+        start = time.perf_counter()
+        motion = driver.motion_of([samples], STILL)
+        found[f"{name}, times real time"] = seconds / (time.perf_counter() - start)
+        opening = mouth_opening(driver.face_model.mean + driver.face_model.displacement(motion.expression))
+        found[f"{name}, opening over neutral"] = float(opening.mean() / neutral)
+        found[f"{name}, largest speed"] = float(opening.diff().abs().max() * 25)
+    return found
+
+
+def sync_scores(videos: Sequence[Path], weights: Path) -> dict[str, tuple[float, float]]:
+    """LSE-C and LSE-D of each video."""
+    from datasets_toolkit.annotators.syncnet import SyncNet
+    from datasets_toolkit.faces.detection import FaceTracker
+    from datasets_toolkit.media.audio_reader import read_audio
+    from datasets_toolkit.media.video import read_frames
+    from mggtalk.metrics.tracked import posed_crop, see
+
+    network, found = SyncNet(weights), {}
+    with FaceTracker() as tracker:
+        for path in videos:
+            crops = [posed_crop(frame.image, face) for frame in read_frames(path) if (face := see(tracker, frame.image)) is not None]
+            score = network(crops, read_audio(path, start=0.0).samples)
+            found[path.name] = (score.confidence, score.distance)
+    return found
+
+
+def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--shards", help="a built data set")
+    given.add_argument("--videos", type=Path, help="folder of videos to score with SyncNet")
+    parser.add_argument("--split", default="val", help="of the data set (default %(default)s)")
+    parser.add_argument("--model", type=Path, default=TINY, help="folder of a model of speech; by default the project's")
+    parser.add_argument("--only", type=Path, help="text file with names of clips")
+    parser.add_argument("--syncnet", type=Path, help="weights of SyncNet")
+    parser.add_argument("--json", type=Path, help="where all numbers go")
+    parser.add_argument("--quick", action="store_true", help="3 s of silence instead of 30")
+    arguments = parser.parse_args(words)
+    if arguments.videos is not None and arguments.syncnet is None:
+        parser.error("--videos needs --syncnet")
+    return arguments
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    arguments = arguments_of(words)
+    if arguments.videos is not None:
+        scores = sync_scores([path for path in sorted(arguments.videos.iterdir()) if path.suffix in SUFFIXES], arguments.syncnet)
+        whole_report: dict[str, object] = {"sync": scores}
+        print(
+            "\n".join(
+                ["| video | LSE-C | LSE-D |", "|---|---|---|", *(f"| {name} | {c:.2f} | {d:.2f} |" for name, (c, d) in scores.items())]
+            )
+        )
+    else:
+        driver = AudioDriver.from_pretrained(arguments.model)
+        only = None if arguments.only is None else set(arguments.only.read_text(encoding="utf-8").split())
+        rows = compare(ShardReader(arguments.shards), arguments.split, driver, only)
+        still = quiet(driver, 3.0 if arguments.quick else 30.0)
+        whole_report = {"clips": [asdict(row) for row in rows], "quiet": still}
+        print(f"{len({row.clip for row in rows})} clips of {len({row.person for row in rows})} people\n\n{table(rows)}\n")
+        print("\n".join(f"{name}: {value:.4g}" for name, value in still.items()))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(whole_report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

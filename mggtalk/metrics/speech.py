@@ -1,0 +1,70 @@
+"""How well a mouth follows speech: opening of the driven mesh against the tracked one, over time. Pure functions.
+
+Letters: o the opening of a clip's tracked mesh, p that of the driven one, both at equal times; "opening" is the distance of the inner lips
+over the height of the face, so 0.02 is two per cent of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from datasets_toolkit.faces import face_regions as regions
+
+OPENING_VERTICES = (regions.UPPER_INNER_LIP, regions.LOWER_INNER_LIP, regions.FOREHEAD, regions.CHIN)
+"""The vertices that an opening is measured between."""
+REACH = 0.4
+"""Largest lag that is looked for, seconds."""
+
+
+def mouth_opening(mesh: Float[Tensor, "*batch v 3"]) -> Float[Tensor, "*batch"]:
+    """Distance of the inner lips over the distance from forehead to chin, of face meshes in any unit."""
+    return opening_of(mesh[..., OPENING_VERTICES, :])
+
+
+def opening_of(points: Float[Tensor, "*batch 4 3"]) -> Float[Tensor, "*batch"]:
+    """As :func:`mouth_opening`, of :data:`OPENING_VERTICES` alone."""
+    gap, height = points[..., 0, :] - points[..., 1, :], points[..., 2, :] - points[..., 3, :]
+    return torch.linalg.vector_norm(gap, dim=-1) / torch.linalg.vector_norm(height, dim=-1)
+
+
+def correlation(first: Float[Tensor, " t"], second: Float[Tensor, " t"]) -> float:
+    """Pearson's; 0 where one of them does not change."""
+    one, other = first.double() - first.double().mean(), second.double() - second.double().mean()
+    size = float(one.norm() * other.norm())
+    return float(one @ other) / size if size > 1e-12 else 0.0
+
+
+def lag(driven: Float[Tensor, " t"], tracked: Float[Tensor, " t"], rate: float, reach: float = REACH) -> tuple[float, float]:
+    """The delay (s) at which the driven signal fits the tracked one best, positive where it comes too late, and the correlation there.
+
+    Delays of whole samples are tried up to ``reach``, over the samples that both have; a parabola through the best one and its
+    neighbours gives the rest. Signals shorter than twice the reach are tried with less of it.
+
+    Args:
+        driven: samples at equal steps.
+        tracked: at the same times.
+        rate: samples a second.
+        reach: seconds.
+    """
+    steps = min(round(reach * rate), (len(driven) - 1) // 2)
+    found = torch.tensor([correlation(*_moved(driven, tracked, step)) for step in range(-steps, steps + 1)], dtype=torch.float64)
+    best = int(found.argmax())
+    shift = 0.0
+    if 0 < best < len(found) - 1:
+        before, here, after = found[best - 1 : best + 2].tolist()
+        bend = before - 2 * here + after
+        shift = 0.5 * (before - after) / bend if bend < -1e-12 else 0.0
+    return (best - steps + shift) / rate, float(found[best])
+
+
+def opening_error(driven: Float[Tensor, " t"], tracked: Float[Tensor, " t"]) -> float:
+    """Mean absolute difference of two openings, per cent of the height of the face."""
+    return float(100 * (driven.double() - tracked.double()).abs().mean())
+
+
+def _moved(driven: Tensor, tracked: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Both signals where both are there, if the driven one is ``step`` samples late."""
+    count = len(driven) - abs(step)
+    return driven[max(step, 0) :][:count], tracked[max(-step, 0) :][:count]
