@@ -278,7 +278,8 @@ def describing(node: dict[str, Any]) -> Callable[[Path], object]:
 BROKEN = {
     "no such file": without("config.yaml"), "cannot be read": holding("config.yaml", b"{"), "of version 1": holding("config.yaml", b"{}"),
     "not a part": describing({"class_path": "os.system"}), "unexpected": describing({**CONFIG, "init_args": {"deep": 3}}),
-    "not an AudioNetwork": describing({"class_path": "mggtalk.modules.speech.LogMel"}), "no model.safetensors": without("model.safetensors"),
+    "not an AudioNetwork": describing({"class_path": "mggtalk.modules.speech.LogMel"}),
+    "no model.safetensors": without("model.safetensors"),
     "not a readable": holding("model.safetensors", b"torn"), "does not fit": holding("model.safetensors", save({"a": torch.zeros(1)})),
     "not the numbers": holding("behaviour.yaml", b"depth: 1"),
 }  # fmt: skip

@@ -15,7 +15,9 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from model_scenes import made_model, perturb
+from network_weights import arcface
 from torch import Tensor
+from torch_weights import ALEXNET, convolutions, write
 from training_scenes import make_trainer, quietly
 
 import mggtalk.stages
@@ -27,10 +29,14 @@ from mggtalk.data.pairs import PairRule
 from mggtalk.data.synthetic import SyntheticPairs
 from mggtalk.export import save_model
 from mggtalk.losses import total
+from mggtalk.metrics.functional import csim
+from mggtalk.metrics.identity import FaceEmbedder
 from mggtalk.model import MGGTalk
 from mggtalk.modules.identity import IdentityEncoder
+from mggtalk.networks.lpips import Lpips
 from mggtalk.rendering.auto import AutoRenderer
 from mggtalk.stages.base import PARTS, Optimiser, Stage, parameter_groups
+from mggtalk.stages.gaussians import GaussianStage
 from mggtalk.stages.geometry import GeometryStage, surface_weights
 from mggtalk.stages.joint import JointStage
 from mggtalk.types import Pair
@@ -270,6 +276,24 @@ def test_a_stage_refuses_the_weights_of_another_architecture(finished: tuple[Pat
 
 def test_a_checkpoint_holds_no_metrics_and_no_perceptual_network(finished: tuple[Path, object, object]) -> None:
     assert all(name.startswith("model.") for name in read_checkpoint(finished[0])["state_dict"])
+
+
+def test_the_user_s_networks_measure_in_validation(batch: PairBatch, tmp_path: Path) -> None:
+    """LPIPS and CSIM as the functions compute them of the same pictures."""
+    files = [str(write(tmp_path / "alexnet.pth", convolutions(ALEXNET))), str(arcface(tmp_path)["weights"])]
+    stage = GaussianStage(fresh(), alexnet=files[0], arcface=files[1], tracked="always")
+    (values,) = quietly(make_trainer(tmp_path, [], enable_checkpointing=False).validate, stage, Again(batch), verbose=False)
+    with torch.inference_mode():
+        output = stage.model(batch.pair).dense.image.clamp(0, 1)
+        expected = Lpips(files[0])(output, batch.pair.target.image).mean()
+    assert values["val/lpips"] == pytest.approx(float(expected), rel=1e-4)
+    with FaceEmbedder(files[1]) as embedder:
+        first, second = (embedder(images) for images in (output, batch.pair.source.image))
+    known = (first.norm(dim=1) > 0) & (second.norm(dim=1) > 0)
+    if known.any():
+        assert values["val/csim"] == pytest.approx(float(csim(first[known].double(), second[known].double()).mean()), abs=1e-5)
+    else:
+        assert math.isnan(values["val/csim"])
 
 
 @every_stage

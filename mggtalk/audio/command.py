@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--audio", type=Path, help="file with speech that drives the mouth; alone, or with --driving or --motion for the rest"
     )
     speech.add_argument("--audio-model", type=Path, help="folder of a model of speech (default: the small one of the project)")
-    speech.add_argument("--mouth-gain", type=float, default=1.3, help="strength of the mouth's movement, 0 none (default %(default)s)")
+    speech.add_argument("--mouth-gain", type=float, default=1.5, help="strength of the mouth's movement, 0 none (default %(default)s)")
     speech.add_argument(
         "--style",
         default="",

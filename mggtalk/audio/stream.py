@@ -37,7 +37,7 @@ class SpeechControl:
         ValueError: a strength is negative or not finite, or a style has too many numbers.
     """
 
-    mouth_gain: float = 1.3
+    mouth_gain: float = 1.5
     style: tuple[float, ...] = ()
     strengths: Strengths = field(default_factory=Strengths)
     seed: int = 0

@@ -19,8 +19,10 @@ from mggtalk.checkpoints import load_weights
 from mggtalk.data.loader import KEPT
 from mggtalk.data.packed import PairBatch
 from mggtalk.losses import ImageLoss, Term, image_terms, total
+from mggtalk.metrics.identity import FaceEmbedder
 from mggtalk.model import MGGTalk, Trace
 from mggtalk.modules.precision import exact
+from mggtalk.networks.lpips import Lpips
 from mggtalk.networks.perceptual import make_perceptual
 from mggtalk.stages.measures import CrossMeasures, Measures, SelfMeasures
 from mggtalk.types import Frame, Pair, Reenactment
@@ -74,6 +76,8 @@ class Stage(LightningModule, ABC):
         coarse: how much the picture before densification counts against the one after it (paper: 1).
         vgg: weight file of a VGG network for the perceptual distance; see :mod:`mggtalk.networks.perceptual`.
         face: weight file of a face recognition network for it.
+        alexnet: weight file of AlexNet, for LPIPS in validation and tests; see :mod:`mggtalk.networks.lpips`.
+        arcface: weight file of a face recogniser, for CSIM where faces are read; see :mod:`mggtalk.metrics.identity`.
         tracked: which measures read the faces of renderings with the tracker (some 20 ms a picture on a CPU): those of tests, of tests and
             validation, or none.
 
@@ -92,6 +96,8 @@ class Stage(LightningModule, ABC):
         coarse: float = 1.0,
         vgg: str | None = None,
         face: str | None = None,
+        alexnet: str | None = None,
+        arcface: str | None = None,
         tracked: Tracked = "test",
     ) -> None:
         super().__init__()
@@ -104,8 +110,9 @@ class Stage(LightningModule, ABC):
             load_weights(model, Path(start))
         freeze_all_but(model, self.trains)
         self.tracked = tracked
-        self.measures = nn.ModuleDict({split: SelfMeasures() for split in ("val", "test")})
-        self.cross_measures = nn.ModuleDict({split: CrossMeasures() for split in ("val", "test")})
+        lpips, embedder = Lpips(alexnet) if alexnet else None, FaceEmbedder(arcface) if arcface else None
+        self.measures = nn.ModuleDict({split: SelfMeasures(lpips, embedder) for split in ("val", "test")})
+        self.cross_measures = nn.ModuleDict({split: CrossMeasures(embedder) for split in ("val", "test")})
 
     def on_fit_start(self) -> None:
         """Keep freed memory: on a CPU, mapping it anew for every tensor costs a tenth of the step."""

@@ -11,8 +11,10 @@ from torchmetrics import Metric
 
 from mggtalk.data.packed import PairBatch
 from mggtalk.losses import Term, head_mask, total
-from mggtalk.metrics.states import AED, AKD, APD, PSNR, SSIM, FoundShare, Mean
+from mggtalk.metrics.identity import FaceEmbedder
+from mggtalk.metrics.states import AED, AKD, APD, CSIM, LPIPS, PSNR, SSIM, FoundShare, Mean
 from mggtalk.metrics.tracked import FaceReader
+from mggtalk.networks.lpips import Lpips
 from mggtalk.types import Reenactment
 
 
@@ -53,14 +55,30 @@ class Measures(nn.Module):
         self.add("apd", seen.pose, truth.pose, both)
         if "akd" in self.metrics:
             self.add("akd", seen.landmarks, truth.landmarks, both)
+        if "csim" in self.metrics:
+            self.add("csim", output, batch.pair.source.image, batch.valid)
+
+
+def identity(embedder: FaceEmbedder | None) -> dict[str, Metric]:
+    """CSIM, where there is a recogniser."""
+    return {} if embedder is None else {"csim": CSIM(embedder)}
 
 
 class SelfMeasures(Measures):
-    """Of pairs of one clip, where the target is the truth: of the picture after densification, full frame and head-masked; the loss."""
+    """Of pairs of one clip, where the target is the truth: of the picture after densification, full frame and head-masked; the loss.
 
-    def __init__(self) -> None:
-        pictures = {"psnr": PSNR(), "psnr_head": PSNR(), "ssim": SSIM(), "ssim_head": SSIM()}
-        super().__init__({"loss": Mean(), **pictures, "akd": AKD(), "aed": AED(), "apd": APD(), "found": FoundShare()})
+    Args:
+        lpips: measures LPIPS.
+        embedder: measures CSIM against the source.
+    """
+
+    def __init__(self, lpips: Lpips | None = None, embedder: FaceEmbedder | None = None) -> None:
+        pictures: dict[str, Metric] = {"psnr": PSNR(), "psnr_head": PSNR(), "ssim": SSIM(), "ssim_head": SSIM()}
+        if lpips is not None:
+            pictures["lpips"] = LPIPS(lpips)
+        super().__init__(
+            {"loss": Mean(), **pictures, "akd": AKD(), "aed": AED(), "apd": APD(), "found": FoundShare(), **identity(embedder)}
+        )
 
     @torch.no_grad()
     def update(self, terms: Mapping[str, Term], shown: Reenactment, batch: PairBatch, tracked: bool) -> None:
@@ -74,15 +92,17 @@ class SelfMeasures(Measures):
             self.add(name, term.value, batch.valid)
         for name, weights in (("psnr", None), ("psnr_head", mask), ("ssim", None), ("ssim_head", mask)):
             self.add(name, output, target.image, weights, batch.valid)
+        if "lpips" in self.metrics:
+            self.add("lpips", output, target.image, batch.valid)
         if tracked:
             self.faces(output, batch)
 
 
 class CrossMeasures(Measures):
-    """Of pairs across persons: no picture is the truth, but expression and pose of the driver are."""
+    """Of pairs across persons: no picture is the truth, but expression and pose of the driver are, and the source's identity."""
 
-    def __init__(self) -> None:
-        super().__init__({"aed": AED(), "apd": APD(), "found": FoundShare()})
+    def __init__(self, embedder: FaceEmbedder | None = None) -> None:
+        super().__init__({"aed": AED(), "apd": APD(), "found": FoundShare(), **identity(embedder)})
 
     @torch.no_grad()
     def update(self, shown: Reenactment, batch: PairBatch, tracked: bool) -> None:
