@@ -16,111 +16,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from datasets_toolkit.annotators.av_offset import loudness, speech_band
-from datasets_toolkit.errors import UserError
 from datasets_toolkit.shards.shard_reader import ShardReader
-from mggtalk.audio.behaviour import Strengths
 from mggtalk.audio.driver import AudioDriver
 from mggtalk.audio.files import TINY
-from mggtalk.audio.stream import SpeechControl
-from mggtalk.data.speech_clips import SpeechClip, clip_rows, read_clips, read_motion
-from mggtalk.data.speech_pieces import whole
-from mggtalk.metrics.speech import OPENING_VERTICES, correlation, lag, mouth_opening, opening_error, opening_of
-from mggtalk.modules.audio import STYLES
-from mggtalk.modules.speech import FRAME_RATE, RATE
+from mggtalk.evaluation.speech import Row, compare, quiet
 
-STILL = SpeechControl(mouth_gain=1.0, strengths=Strengths(blink=0.0, gaze=0.0, head=0.0))
 SUFFIXES = {".mp4", ".mov", ".mkv"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One method on one clip: correlation without lag, the best one, lag (s), error (% of face height), deviation over the tracked."""
-
-    method: str
-    clip: str
-    person: str
-    seconds: float
-    correlation: float
-    best: float
-    lag: float
-    error: float
-    deviation: float
-
-
-def row_of(method: str, clip: SpeechClip, driven: Float[Tensor, " t"]) -> Row:
-    delay, best = lag(driven, clip.opening, float(FRAME_RATE))
-    return Row(
-        method=method,
-        clip=clip.name,
-        person=clip.person,
-        seconds=len(clip.opening) / FRAME_RATE,
-        correlation=correlation(driven, clip.opening),
-        best=best,
-        lag=delay,
-        error=opening_error(driven, clip.opening),
-        deviation=float(driven.std() / clip.opening.std()),
-    )
-
-
-def envelopes(reader: ShardReader, split: str, clips: Sequence[SpeechClip], driver: AudioDriver) -> list[Float[Tensor, " _"]]:
-    """The loudness of the speech band at the frames of each clip."""
-    rows = {name: rows for name, _, rows in clip_rows(reader, split)}
-    found = []
-    for clip in clips:
-        motion = read_motion(reader, rows[clip.name], driver.face_model)
-        sound = np.concatenate(motion.sound)
-        found.append(torch.from_numpy(loudness(speech_band(sound), np.arange(len(clip.opening)) / FRAME_RATE)).float())
-    return found
-
-
-def line(envelope: Sequence[Float[Tensor, " _"]], opening: Sequence[Float[Tensor, " _"]]) -> tuple[float, float]:
-    """Least squares of opening = a + b loudness over all clips."""
-    x, y = torch.cat(list(envelope)).double(), torch.cat(list(opening)).double()
-    slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
-    return float(y.mean() - slope * x.mean()), slope
-
-
-@torch.inference_mode()
-def driven_opening(driver: AudioDriver, clip: SpeechClip, gain: float, known: bool) -> Float[Tensor, " t"]:
-    """Opening of the clip's neutral face under what its sound drives, as the driver limits it."""
-    batch, network = whole(clip), driver.network
-    style = network.standard_style(batch.style) if known else torch.zeros(1, len(STYLES))
-    expression, size = gain * network(batch.features, style)[0], len(driver.face_model.blendshapes)
-    expression = torch.cat([expression[:, :size].clamp(0, 1), expression[:, size:]], 1)
-    corners = driver.face_model.displacement(torch.eye(expression.shape[1]))[:, list(OPENING_VERTICES)]
-    return opening_of(clip.points + torch.einsum("te,evk->tvk", expression, corners))
-
-
-def compare(reader: ShardReader, split: str, driver: AudioDriver, only: set[str] | None) -> list[Row]:
-    """Every method on every clip."""
-    encoder, face_model = driver.network.encoder, driver.face_model
-    train = read_clips(reader, "train", encoder, face_model)
-    clips = [clip for clip in read_clips(reader, split, encoder, face_model) if only is None or clip.name in only]
-    if not clips:
-        raise UserError("--only: names no clip of this split that can be heard")
-    offset, slope = line(envelopes(reader, "train", train, driver), [clip.opening for clip in train])
-    rows = [
-        row_of("regression on loudness", clip, offset + slope * envelope)
-        for clip, envelope in zip(clips, envelopes(reader, split, clips, driver), strict=True)
-    ]
-    for name, gain, known in (
-        ("network", 1.0, False),
-        (f"network, gain {SpeechControl().mouth_gain}", SpeechControl().mouth_gain, False),
-        ("network, style known", 1.0, True),
-    ):
-        rows += [row_of(name, clip, driven_opening(driver, clip, gain, known)) for clip in clips]
-    return rows
 
 
 def mean(rows: Sequence[Row], name: str) -> float:
@@ -153,22 +60,6 @@ def table(rows: Sequence[Row]) -> str:
         fit, best, size, error, deviation = (mean(own, name) for name in ("correlation", "best", "lag", "error", "deviation"))
         lines.append(f"| {method} | {fit:.3f} | {best:.3f} | {1000 * size:.0f} / {middle:+.0f} | {error:.2f} | {deviation:.2f} |")
     return "\n".join(lines)
-
-
-def quiet(driver: AudioDriver, seconds: float) -> dict[str, float]:
-    """Mean opening over the neutral face's and largest speed (face heights a second) in silence and in noise; times real time."""
-    neutral = mouth_opening(driver.face_model.mean)
-    found = {}
-    generator = torch.Generator().manual_seed(0)
-    for name, amplitude in (("silence", 0.0), ("noise -60 dB", 1e-3), ("noise -40 dB", 1e-2)):
-        samples = amplitude * torch.randn(int(seconds * RATE), generator=generator)
-        start = time.perf_counter()
-        motion = driver.motion_of([samples], STILL)
-        found[f"{name}, times real time"] = seconds / (time.perf_counter() - start)
-        opening = mouth_opening(driver.face_model.mean + driver.face_model.displacement(motion.expression))
-        found[f"{name}, opening over neutral"] = float(opening.mean() / neutral)
-        found[f"{name}, largest speed"] = float(opening.diff().abs().max() * 25)
-    return found
 
 
 def sync_scores(videos: Sequence[Path], weights: Path) -> dict[str, tuple[float, float]]:

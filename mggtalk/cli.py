@@ -21,7 +21,7 @@ from datasets_toolkit.cli import run
 from datasets_toolkit.errors import MediaError, UserError
 from datasets_toolkit.schema import ByteImage
 from mggtalk.audio.command import add_arguments as add_speech
-from mggtalk.audio.command import check_speech, speak
+from mggtalk.audio.command import check_speech, speak, speech_model
 
 if TYPE_CHECKING:
     from mggtalk.drivers import Control
@@ -203,7 +203,8 @@ def _animate(parsed: argparse.Namespace) -> None:
         wanted = parsed.renderer
         raise UserError(f"--renderer {wanted}: does not run on --device {device}; use --renderer auto, or --device {wanted}")
     model = locate_model(parsed.model or DEFAULT)
-    record = provenance_of(model_name(parsed.model or DEFAULT), weights_file(model))
+    name = model_name(parsed.model or DEFAULT)
+    record = provenance_of(f"{name} + {speech_model(parsed)}" if parsed.audio else name, weights_file(model))
     with TalkingHead.from_pretrained(model, size=parsed.size, device=device, renderer=parsed.renderer, assets=parsed.assets) as head:
         print(f"renderer: {type(head.model.renderer).__name__} on {device}")
         start = time.perf_counter()

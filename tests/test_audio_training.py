@@ -24,10 +24,13 @@ from datasets_toolkit.errors import UserError
 from datasets_toolkit.shards.shard_reader import ShardReader
 from datasets_toolkit.synthetic.dataset import build_synthetic
 from mggtalk.audio.driver import AudioDriver
-from mggtalk.audio.files import load_audio
+from mggtalk.audio.files import TINY, load_audio
 from mggtalk.cli import main as command_line
 from mggtalk.data.speech import SpeechDataModule
 from mggtalk.data.speech_clips import clip_rows, read_clips, read_motion
+from mggtalk.evaluation.command import main
+from mggtalk.evaluation.results import read_results
+from mggtalk.evaluation.speech import NETWORK, REGRESSION, compare
 from mggtalk.geometry.face_model import FaceModel
 from mggtalk.metrics.speech import correlation
 from mggtalk.modules.speech import LogMel
@@ -191,3 +194,19 @@ def test_the_benchmark_and_the_measured_behaviour_read_the_data(root: Path, tmp_
     assert "| regression on loudness |" in out and "| network |" in out and "silence, opening over neutral: 1" in out
     report = json.loads((tmp_path / "all.json").read_text())
     assert {row["method"] for row in report["clips"]} >= {"regression on loudness", "network"}
+
+
+def test_the_suite_of_speech_says_what_the_script_says(root: Path, tmp_path: Path) -> None:
+    """The same clips, correlations and errors, by person; and other suites' words that it has no use for do no harm."""
+    main(["--suite", "audio", "--shards", str(root), "--out", str(tmp_path)])
+    results = read_results(tmp_path / "audio.json")
+    rows = compare(ShardReader(root), "val", AudioDriver.from_pretrained(TINY), None)
+    assert results.methods[0] == NETWORK and set(results.methods) == {row.method for row in rows}
+    for row in rows:
+        (pair,) = [pair for pair in results.pairs if pair.name == row.clip]
+        values = pair.values[row.method]
+        assert pair.source_person == row.person and values["lag"] == pytest.approx(1000 * abs(row.lag), nan_ok=True)
+        assert values["correlation"] == pytest.approx(row.correlation, nan_ok=True) and values["error"] == pytest.approx(row.error)
+    assert REGRESSION in (tmp_path / "audio.md").read_text() and "LSE-C" in (tmp_path / "audio.html").read_text()
+    with pytest.raises(UserError, match="no clip that can be heard"):
+        main(["--suite", "audio", "--shards", str(root), "--out", str(tmp_path), "--config", "people=[nobody]"])

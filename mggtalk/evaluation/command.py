@@ -22,6 +22,8 @@ from datasets_toolkit.local_files import write_whole
 from datasets_toolkit.media.video_writer import VideoWriter
 from datasets_toolkit.schema import ByteImage
 from datasets_toolkit.shards.shard_reader import ShardReader
+from mggtalk.audio.driver import AudioDriver
+from mggtalk.audio.files import TINY as TINY_AUDIO
 from mggtalk.evaluation.cases import Studio
 from mggtalk.evaluation.grids import grid, worst_and_best
 from mggtalk.evaluation.markdown import markdown
@@ -32,6 +34,7 @@ from mggtalk.evaluation.protocol import PlannedPair, Suite, checked, load_suite,
 from mggtalk.evaluation.results import SuiteResult, write_results
 from mggtalk.evaluation.runner import Bench, film, people_of_splits, run_suite
 from mggtalk.evaluation.scoring import Scorer, Weights
+from mggtalk.evaluation.speech import run_speech
 from mggtalk.evaluation.summary import summarise, summary_record
 from mggtalk.export import BASES, DEFAULT, load_model, locate_model, model_name
 from mggtalk.geometry.face_model import FaceModel
@@ -39,7 +42,7 @@ from mggtalk.model import MGGTalk
 from mggtalk.rendering.factory import make_renderer
 
 log = logging.getLogger(__name__)
-ALL = ("self", "cross")
+ALL = ("self", "cross", "audio")
 """What ``--suite all`` runs."""
 SIDE_BY_SIDE = 4
 """Methods in a video, beside source and driver."""
@@ -59,9 +62,10 @@ def main(words: Sequence[str]) -> None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--suite", default="all", help="self, cross, all, or a YAML file (default %(default)s; docs/benchmark.md)")
+    parser.add_argument("--suite", default="all", help="self, cross, audio, all, or a YAML file (default %(default)s; docs/benchmark.md)")
     parser.add_argument("--shards", required=True, help="data set of `mggdata build`, a folder or an fsspec address")
     parser.add_argument("--model", help="exported model: folder, .safetensors file or hub name (default: the project's own)")
+    parser.add_argument("--audio-model", type=Path, help="folder of a model of speech, for suite audio (default: the project's own)")
     parser.add_argument(
         "--predictions",
         action="append",
@@ -86,7 +90,7 @@ def benchmark(parsed: argparse.Namespace) -> None:
     suites = [_changed(load_suite(name), parsed.config) for name in (ALL if parsed.suite == "all" else (parsed.suite,))]
     reader = ShardReader(parsed.shards)
     if parsed.write_inputs is not None:
-        for suite in suites:
+        for suite in [suite for suite in suites if suite.kind != "audio"]:
             write_inputs(reader, suite, parsed.write_inputs / suite.name)
         return
     methods = _methods(parsed)
@@ -94,9 +98,21 @@ def benchmark(parsed: argparse.Namespace) -> None:
     with Scorer(Weights(arcface=parsed.arcface, alexnet=parsed.alexnet)) as scorer:
         bench = Bench(reader=reader, methods=methods, scorer=scorer)
         for suite in suites:
-            results = run_suite(suite, bench, _bar)
+            try:
+                results = _run(suite, bench, parsed.audio_model)
+            except UserError as error:
+                if parsed.suite != "all" or suite.kind != "audio":
+                    raise
+                log.warning("suite audio is left out: %s", error)  # of all suites it is the one that data sets may have nothing for
+                continue
             _write(results, suite, bench, parsed.out)
             print(f"{parsed.out / suite.name}.html")
+
+
+def _run(suite: Suite, bench: Bench, audio_model: Path | None) -> SuiteResult:
+    if suite.kind == "audio":
+        return run_speech(suite, bench.reader, AudioDriver.from_pretrained(audio_model or TINY_AUDIO))
+    return run_suite(suite, bench, _bar)
 
 
 def _bar(plans: Sequence[PlannedPair]) -> Iterable[PlannedPair]:
@@ -153,6 +169,8 @@ def _write(results: SuiteResult, suite: Suite, bench: Bench, out: Path) -> None:
 
 def _films(results: SuiteResult, suite: Suite, bench: Bench, folder: Path) -> dict[str, bytes]:
     """Videos of the best and the worst pairs, as files and for the page."""
+    if suite.kind == "audio":
+        return {}
     folder.mkdir(parents=True, exist_ok=True)
     worst, best = worst_and_best(results, SHOWN_BY[suite.kind], suite.films)
     plans = {planned.name: planned for planned in plan(bench.reader.index, bench.reader.clips, suite)}

@@ -30,7 +30,7 @@ class Suite:
 
     Attributes:
         name: of the suite; by default that of its file.
-        kind: whether a clip drives its own first frame, or clips of other people drive it.
+        kind: whether a clip drives its own first frame ("self"), clips of other people drive it ("cross"), or its sound does ("audio").
         split: of the data set.
         frames: of each driving clip that are compared, evenly spread.
         run: consecutive frames, from the middle of the clip, for jitter; 0 leaves it out.
@@ -42,7 +42,7 @@ class Suite:
     """
 
     name: str
-    kind: Literal["self", "cross"]
+    kind: Literal["self", "cross", "audio"]
     split: str = "val"
     frames: int = 8
     run: int = 0
@@ -109,8 +109,8 @@ def checked(values: Any, path: Path | str) -> Suite:
     if not isinstance(values, Mapping) or not set(values) <= known:
         wrong = sorted(set(values) - known) if isinstance(values, Mapping) else [repr(values)]
         raise UserError(f"{path}: {wrong[0]} is nothing that a suite says; it may say {', '.join(sorted(known))}")
-    if values.get("kind") not in ("self", "cross"):
-        raise UserError(f"{path}: kind is {values.get('kind')!r}, expected self or cross")
+    if values.get("kind") not in ("self", "cross", "audio"):
+        raise UserError(f"{path}: kind is {values.get('kind')!r}, expected self, cross or audio")
     for name, least in (("frames", 1), ("run", 0), ("drivers", 1), ("size", 64), ("seed", 0), ("films", 0)):
         value = values.get(name, least)
         if not isinstance(value, int) or value < least or (name == "size" and value % 8):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,7 +71,7 @@ def run_suite(suite: Suite, bench: Bench, progress: Progress = iter) -> SuiteRes
         suite=suite.name,
         protocol=PROTOCOLS[suite.kind],
         settings=asdict(suite),
-        data=_described(bench.reader, suite, plans),
+        data=described(bench.reader, suite.split, {person for one in plans for person in (one.source_person, one.driver_person)}),
         methods=(*(method.name for method in bench.methods), OWN),
         about={**{method.name: method.about for method in bench.methods}, OWN: "Real pictures of the source's clip, against the source."},
         metrics=measured,
@@ -130,16 +131,14 @@ def _own(studio: Studio, scorer: Scorer, planned: PlannedPair, source: Seen) -> 
     return scorer.identity(scorer.see(real.pictures, real.intrinsics, real.landmarks), source)
 
 
-def _described(reader: ShardReader, suite: Suite, plans: Sequence[PlannedPair]) -> dict[str, Any]:
-    """The data set, the people measured, and whether they are in the split for training too."""
-    splits = people_of_splits(reader)
-    people = sorted({planned.source_person for planned in plans} | {planned.driver_person for planned in plans})
+def described(reader: ShardReader, split: str, people: AbstractSet[str]) -> dict[str, Any]:
+    """The data set, the people measured, and who of them is in the split for training too."""
     return {
         "name": str(reader.storage.root).rstrip("/").rsplit("/", 1)[-1],
         "manifests": dict(reader.info.manifests),
-        "split": suite.split,
-        "people": people,
-        "people of the training split among them": sorted(set(people) & set(splits.get("train", ()))),
+        "split": split,
+        "people": sorted(people),
+        "people of the training split among them": sorted(people & set(people_of_splits(reader).get("train", ()))),
     }
 
 

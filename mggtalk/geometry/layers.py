@@ -70,7 +70,7 @@ def _torso_extent(torso: Tensor, hidden: Tensor) -> Tensor:
 
 
 def _own_colours(frame: Frame, is_head: Tensor, behind: Tensor) -> Tensor:
-    """What the head's pixels would show were they opaque: I = alpha F + (1 - alpha) B solved for F; its neighbours' where alpha is small."""
+    """What the head's pixels would show were they opaque: I = alpha F + (1 - alpha) B solved for F; neighbours' where alpha is small."""
     own = ((frame.image - (1 - frame.matte) * behind) / frame.matte.clamp(min=LEAST)).clamp(0, 1)
     return push_pull(own, is_head * ((frame.matte - LEAST) / (1 - 2 * LEAST)).clamp(0, 1))
 
