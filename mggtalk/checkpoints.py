@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets_toolkit.errors import UserError
 from mggtalk.export import build_model, save_model
 from mggtalk.model import MGGTalk
+from mggtalk.modules.layers import ZeroConv, ZeroLinear
 
 PREFIX = "model."
 """Of the model's weights in a stage's."""
@@ -63,11 +64,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def export_checkpoint(path: Path, output: Path) -> None:
+def export_checkpoint(path: Path, output: Path, strengths: Mapping[str, float] | None = None) -> None:
     """Write the model of a checkpoint as :func:`mggtalk.export.save_model` does, without anything of training.
 
+    Args:
+        path: of the checkpoint.
+        output: as :func:`mggtalk.export.save_model` takes it.
+        strengths: by part, the factor of its correction of the base; see :func:`temper`.
+
     Raises:
-        CheckpointError: the checkpoint cannot be read, or was not made by ``mggtalk fit``.
+        CheckpointError: the checkpoint cannot be read, was not made by ``mggtalk fit``, or its model has no such part.
     """
     checkpoint = read_checkpoint(path)
     config = (checkpoint.get("hyper_parameters") or {}).get("model")
@@ -75,7 +81,25 @@ def export_checkpoint(path: Path, output: Path) -> None:
         raise CheckpointError(f"{path}: does not say how its model is built; only checkpoints of `mggtalk fit` do")
     model = build_model(config, path)
     load_weights(model, path)
+    for part, factor in (strengths or {}).items():
+        temper(model, part, factor)
     save_model(model, config, output)
+
+
+@torch.no_grad()
+def temper(model: MGGTalk, part: str, factor: float) -> None:
+    """Multiply what a part corrects of its base: 0 leaves the base, 1 changes nothing.
+
+    Raises:
+        CheckpointError: the model has no such part, or the part corrects nothing.
+    """
+    modules = list(getattr(model, part).modules()) if isinstance(getattr(model, part, None), nn.Module) else []
+    outputs = [module for module in modules if isinstance(module, (ZeroLinear, ZeroConv))]
+    if not outputs:
+        raise CheckpointError(f"the model has no part {part!r} that corrects a base; densifier, deformation, refiner and inpainter do")
+    for module in outputs:
+        for parameter in module.parameters():
+            parameter.mul_(factor)
 
 
 def _model_weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

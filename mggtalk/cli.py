@@ -100,6 +100,13 @@ def _add_track(parser: argparse.ArgumentParser) -> None:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="checkpoint of `mggtalk fit` (.ckpt)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write, or a single .safetensors file")
+    parser.add_argument(
+        "--strength",
+        action="append",
+        default=[],
+        metavar="PART=FACTOR",
+        help="multiply what a part of the model corrects, such as densifier=0.5; 0 leaves the base (may be repeated)",
+    )
     parser.set_defaults(function=_export)
 
 
@@ -107,8 +114,22 @@ def _export(parsed: argparse.Namespace) -> None:
     from mggtalk.audio.files import export_audio, is_audio
     from mggtalk.checkpoints import export_checkpoint, read_checkpoint
 
-    (export_audio if is_audio(read_checkpoint(parsed.checkpoint)) else export_checkpoint)(parsed.checkpoint, parsed.output)
+    strengths = dict(_strength(word) for word in parsed.strength)
+    if is_audio(read_checkpoint(parsed.checkpoint)):
+        if strengths:
+            raise UserError("--strength: a model of speech has no parts that correct a base")
+        export_audio(parsed.checkpoint, parsed.output)
+    else:
+        export_checkpoint(parsed.checkpoint, parsed.output, strengths)
     print(parsed.output)
+
+
+def _strength(word: str) -> tuple[str, float]:
+    part, _, factor = word.partition("=")
+    try:
+        return part, float(factor)
+    except ValueError:
+        raise UserError(f"--strength {word}: expected PART=FACTOR, such as densifier=0.5") from None
 
 
 def _add_provenance(parser: argparse.ArgumentParser) -> None:

@@ -67,6 +67,24 @@ def test_an_exported_checkpoint_is_its_model(tmp_path: Path, output: str) -> Non
     assert read in (set(), {"config.yaml", "model.safetensors"})
 
 
+def test_a_tempered_part_corrects_in_proportion_and_others_as_before(tmp_path: Path) -> None:
+    path = written(tmp_path / "last.ckpt")
+    export_checkpoint(path, tmp_path / "whole")
+    export_checkpoint(path, tmp_path / "half", {"densifier": 0.5, "inpainter": 0.0})
+    whole, half = load_model(tmp_path / "whole"), load_model(tmp_path / "half")
+    for part, factor in (("densifier", 0.5), ("visible_decoder", 1.0)):
+        first, second = getattr(whole, part).body, getattr(half, part).body
+        lasting = torch.randn(1, 5, second[2].in_features)
+        changing = torch.randn(1, 5, 11) if part == "densifier" else torch.randn(1, 5, sum(second.inputs) - second.inputs[0])
+        torch.testing.assert_close(second(lasting, changing), factor * first(lasting, changing))
+        assert first(lasting, changing).abs().max() > 1e-3, "nothing was corrected, so the test says nothing"
+    assert not half.inpainter.head.weight.any() and torch.equal(half.encoder.head.weight, whole.encoder.head.weight)
+    for wrong in ("encoder", "renderer", "nose"):
+        with pytest.raises(CheckpointError, match=f"no part '{wrong}'"):
+            export_checkpoint(path, tmp_path / "wrong", {wrong: 0.5})
+        assert not (tmp_path / "wrong").exists()
+
+
 class Harmful:
     """Runs a command when it is unpickled."""
 
