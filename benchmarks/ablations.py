@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -78,7 +79,7 @@ def measure(models: dict[str, Path], arguments: argparse.Namespace) -> SuiteResu
     changes = {"size": arguments.size, "run": 0, "films": 0, **({"frames": 2} if arguments.quick else {})}
     with Scorer(Weights()) as scorer:
         bench = Bench(reader=ShardReader(arguments.shards), methods=tuple(methods), scorer=scorer)
-        return run_suite(suite.__class__(**{**suite.__dict__, **changes}), bench, tqdm)
+        return run_suite(replace(suite, **changes), bench, tqdm)
 
 
 def table(summary: Summary, names: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ def load_weights(model: MGGTalk, path: Path) -> None:
         CheckpointError: there is no such file, it is damaged, or its weights are those of another architecture.
     """
     file = path / "model.safetensors" if path.is_dir() else path
-    weights = _safetensors(file) if file.suffix == ".safetensors" else _model_weights(read_checkpoint(file), file)
+    weights = _safetensors(file) if file.suffix == ".safetensors" else model_weights(read_checkpoint(file), file)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -102,7 +102,12 @@ def temper(model: MGGTalk, part: str, factor: float) -> None:
             parameter.mul_(factor)
 
 
-def _model_weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+def model_weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Those of the model that a stage trained.
+
+    Raises:
+        CheckpointError: there are none.
+    """
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(PREFIX)}
     if not weights:
         raise CheckpointError(f"{path}: not a checkpoint of a stage (no weights of a model)")

@@ -21,7 +21,7 @@ from datasets_toolkit.cli import run
 from datasets_toolkit.errors import MediaError, UserError
 from datasets_toolkit.schema import ByteImage
 from mggtalk.audio.command import add_arguments as add_speech
-from mggtalk.audio.command import check_speech, speak, speech_model
+from mggtalk.audio.command import check_speech, speak
 
 if TYPE_CHECKING:
     from mggtalk.drivers import Control
@@ -210,22 +210,24 @@ def _track(parsed: argparse.Namespace) -> None:
 
 
 def _animate(parsed: argparse.Namespace) -> None:
+    from mggtalk.audio.files import TINY
     from mggtalk.drivers import Control
     from mggtalk.export import DEFAULT, locate_model, model_name, weights_file
     from mggtalk.provenance import provenance_of, write_tagged_png
+    from mggtalk.rendering.factory import choose_device
     from mggtalk.talking_head import TalkingHead
 
     _check_outputs(parsed)
     control = Control(
         pose=parsed.pose, expression=parsed.expression, pose_scale=parsed.pose_scale, expression_scale=parsed.expression_scale
     )
-    device = _device(parsed.device)
+    device = choose_device(parsed.device)
     if parsed.renderer in ("cpu", "cuda") and not device.startswith(parsed.renderer):
         wanted = parsed.renderer
         raise UserError(f"--renderer {wanted}: does not run on --device {device}; use --renderer auto, or --device {wanted}")
     model = locate_model(parsed.model or DEFAULT)
     name = model_name(parsed.model or DEFAULT)
-    record = provenance_of(f"{name} + {speech_model(parsed)}" if parsed.audio else name, weights_file(model))
+    record = provenance_of(f"{name} + {model_name(parsed.audio_model or TINY)}" if parsed.audio else name, weights_file(model))
     with TalkingHead.from_pretrained(model, size=parsed.size, device=device, renderer=parsed.renderer, assets=parsed.assets) as head:
         print(f"renderer: {type(head.model.renderer).__name__} on {device}")
         start = time.perf_counter()
@@ -271,19 +273,6 @@ def _check_folder(path: Path) -> None:
         raise MediaError(f"{path}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK):
         raise MediaError(f"{path}: the folder {path.parent} cannot be written to; choose another output")
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu, or install a CUDA build of PyTorch")
-    try:
-        return str(torch.device(name))
-    except RuntimeError:
-        raise UserError(f"--device {name}: unknown device; use auto, cpu or cuda") from None
 
 
 def _driver(parsed: argparse.Namespace, head: TalkingHead) -> tuple[Motion, Fraction, Path | None]:

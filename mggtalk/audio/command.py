@@ -51,13 +51,6 @@ def check_speech(parsed: argparse.Namespace) -> None:
         sound_start(parsed.audio)
 
 
-def speech_model(parsed: argparse.Namespace) -> str:
-    """What to call the model of speech in records: never the folders above it."""
-    from mggtalk.audio.files import TINY
-
-    return Path(parsed.audio_model or TINY).resolve().name
-
-
 def speak(parsed: argparse.Namespace, face_model: FaceModel, motion: Motion | None, fps: Fraction | None) -> tuple[Motion, Fraction]:
     """The motion of the speech that ``--audio`` names, and its frame rate; with a tracked motion, that motion with the speech's mouth.
 

@@ -28,6 +28,7 @@ from mggtalk.audio.files import TINY, load_audio
 from mggtalk.audio.sound import read_blocks, sound_start
 from mggtalk.audio.stream import SpeechControl, SpeechStream, Spoken, resampled
 from mggtalk.data.speech_clips import measured_style
+from mggtalk.data.speech_pieces import between
 from mggtalk.geometry.face_model import FaceModel
 from mggtalk.geometry.neck import PIVOT
 from mggtalk.modules.audio import AudioNetwork
@@ -125,14 +126,10 @@ class AudioDriver:
         """
         still = SpeechControl(**{**vars(control or SpeechControl()), "strengths": Strengths(blink=0.0, gaze=0.0, head=0.0)})
         said = torch.cat([part.expression for part in self.spoken(read_blocks(Path(sound)), still)])
-        places = (motion.times.double() - sound_start(Path(sound))) * FRAME_RATE + 1
-        if (longer := len(said) - float(places[-1])) > FRAME_RATE:
+        places = (motion.times.double() - sound_start(Path(sound))) * FRAME_RATE
+        if (longer := len(said) - 1 - float(places[-1])) > FRAME_RATE:
             log.warning("%s: goes on for %.1f s after the last frame of the motion; that is left out", sound, longer / FRAME_RATE)
-        said = torch.nn.functional.pad(said, (0, 0, 1, 2))  # silence before and after it
-        places = places.clamp(0, len(said) - 2)
-        before = places.floor().long()
-        spoken = torch.lerp(said[before], said[before + 1], (places - before)[:, None].to(said))
-        return dubbed(motion, spoken, self.face_model)
+        return dubbed(motion, between(said, places), self.face_model)
 
     def poses(self, angles: Float[Tensor, "t 3"]) -> Float[Tensor, "t 4 4"]:
         """Head poses (cm) that turn by yaw, pitch and roll (radians) about the pivot in the neck, ``behaviour.depth`` before the camera."""

@@ -14,7 +14,7 @@ from torch import nn
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.local_files import write_whole
 from mggtalk.audio.behaviour import Behaviour, read_behaviour
-from mggtalk.checkpoints import PREFIX, CheckpointError, read_checkpoint
+from mggtalk.checkpoints import CheckpointError, model_weights, read_checkpoint
 from mggtalk.modules.audio import AudioNetwork, MelFront, PlainFront
 from mggtalk.modules.speech import LogMel
 from mggtalk.modules.speech_encoders import PretrainedSpeech
@@ -73,9 +73,8 @@ def export_audio(checkpoint: Path, folder: Path) -> None:
         raise CheckpointError(f"{checkpoint}: not a checkpoint of a network of speech")
     config: dict[str, Any] = found["hyper_parameters"]["model"]
     network = build_audio(config, checkpoint)
-    weights = {name.removeprefix(PREFIX): tensor for name, tensor in found["state_dict"].items() if name.startswith(PREFIX)}
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(model_weights(found, checkpoint))
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint}: holds another architecture than it says") from error
     save_audio(network, config, folder)

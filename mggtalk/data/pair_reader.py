@@ -65,7 +65,7 @@ class PairReader(Dataset[Any]):
         count, facts = len(work.source), _facts(work.request)
         try:
             if work.block is None:
-                pairs = collate(_equal([self.pair(work, number) for number in range(count)])).map(_single)
+                pairs = collate(_equal([self.pair(work, number) for number in range(count)])).map(single)
                 return batch_of(pairs, facts)
             places = self._writer.place(partial(self.pair, work), count, work.block)
         except ShapeError as error:
@@ -155,5 +155,6 @@ def _equal(pairs: list[PackedPair]) -> list[PackedPair]:
     return pairs
 
 
-def _single(tensor: Tensor) -> Tensor:
+def single(tensor: Tensor) -> Tensor:
+    """Double precision becomes single, which batches have; all else stays."""
     return tensor.float() if tensor.dtype == torch.float64 else tensor

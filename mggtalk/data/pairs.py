@@ -91,6 +91,11 @@ class Pairs:
         return len(self.source)
 
 
+def people_of(clips: pyarrow.Table) -> dict[str, str]:
+    """The person of every clip, by its name."""
+    return dict(zip(clips["clip"].to_pylist(), clips["person"].to_pylist(), strict=True))
+
+
 def frame_table(index: pyarrow.Table, clips: pyarrow.Table, split: str, only: Sequence[str] | None = None) -> FrameTable:
     """The frames of ``split`` as the tables of a data set list them (``docs/shards.md``); with ``only``, of the clips so named.
 
@@ -109,7 +114,7 @@ def frame_table(index: pyarrow.Table, clips: pyarrow.Table, split: str, only: Se
     rows = np.flatnonzero(here)
     part = index.select(["clip", "time", "yaw", "pitch", "roll", "expression"]).take(rows)
     names = part["clip"].combine_chunks().dictionary_encode()
-    people = dict(zip(clips["clip"].to_pylist(), clips["person"].to_pylist(), strict=True))
+    people = people_of(clips)
     unknown = [name for name in names.dictionary.to_pylist() if name not in people]
     if unknown:
         raise PairError(f"clips.parquet: has no clip {unknown[0]!r}, which index.parquet names; build the data set again")

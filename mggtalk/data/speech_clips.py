@@ -17,7 +17,7 @@ from datasets_toolkit.media.sound import level
 from datasets_toolkit.schema import BLENDSHAPES, FloatArray
 from datasets_toolkit.shards.shard_reader import ShardReader
 from mggtalk.data.packed import head_mesh
-from mggtalk.data.pairs import frame_table
+from mggtalk.data.pairs import frame_table, people_of
 from mggtalk.geometry.face_model import FaceModel
 from mggtalk.metrics.speech import OPENING_VERTICES, mouth_opening
 from mggtalk.modules.speech import FRAME_RATE, RATE, STEP, SpeechEncoder
@@ -105,7 +105,7 @@ class TrackedMotion:
 def clip_rows(reader: ShardReader, split: str) -> Iterator[tuple[str, str, Any]]:
     """Name, person and rows of ``index.parquet`` (in time) of each clip of a split."""
     table, names = frame_table(reader.index, reader.clips, split), reader.index["clip"].to_pylist()
-    people = dict(zip(reader.clips["clip"].to_pylist(), reader.clips["person"].to_pylist(), strict=True))
+    people = people_of(reader.clips)
     for span in table.spans():
         name = names[int(table.rows[span.start])]
         yield name, people[name], table.rows[span]

@@ -51,7 +51,7 @@ class SpeechAugment:
             return features
         energies, speech = features[:, :BANDS], features[:, -1:]
         place = np.arange(BANDS) * (1 + generator.uniform(-self.tract, self.tract))
-        energies = _between(energies.T, torch.from_numpy(place.clip(0, BANDS - 1))).T
+        energies = between(energies.T, torch.from_numpy(place.clip(0, BANDS - 1))).T
         x = torch.linspace(-1, 1, BANDS)
         level, slope, bend, wave, phase = generator.normal(size=5).tolist()
         curve = level + slope * x + bend * (x * x - 1 / 3) + 0.6 * wave * torch.cos(2 * torch.pi * x + 6 * phase)
@@ -69,9 +69,9 @@ def piece(clip: SpeechClip, frames: int, augment: SpeechAugment, generator: np.r
     outer = torch.from_numpy(first + step * np.arange(-REACH, frames + REACH))
     rest = opening_of(clip.points)
     return SpeechBatch(
-        features=augment(_between(clip.features, outer), generator),
-        expression=_between(clip.expression, inner),
-        opening=_between(clip.opening[:, None] - rest, inner)[:, 0] + rest,
+        features=augment(between(clip.features, outer), generator),
+        expression=between(clip.expression, inner),
+        opening=between(clip.opening[:, None] - rest, inner)[:, 0] + rest,
         points=clip.points,
         style=clip.style,
         still=torch.tensor(not clip.name),
@@ -114,7 +114,7 @@ def whole(clip: SpeechClip) -> SpeechBatch:
     )
 
 
-def _between(values: Float[Tensor, "t c"], places: Float[Tensor, " u"]) -> Float[Tensor, "u c"]:
+def between(values: Float[Tensor, "t c"], places: Float[Tensor, " u"]) -> Float[Tensor, "u c"]:
     """Rows at broken places, linearly; zeros beyond both ends."""
     padded = torch.nn.functional.pad(values, (0, 0, 1, 1))
     places = (places + 1).clamp(0, len(padded) - 1)

@@ -17,7 +17,7 @@ from datasets_toolkit.shards.shard_reader import ShardReader
 from mggtalk.data.augment import PairTransform
 from mggtalk.data.frames import PRIOR_WEIGHT
 from mggtalk.data.packed import PackedFrame, head_mesh, unpack_frame
-from mggtalk.data.pair_reader import LABELS, read_frame
+from mggtalk.data.pair_reader import LABELS, read_frame, single
 from mggtalk.drivers import Control, retarget
 from mggtalk.evaluation.protocol import PlannedPair, Rows
 from mggtalk.geometry.cameras import project
@@ -102,7 +102,7 @@ class Studio:
         packed = self._read(plan.source, (*ALWAYS, *LABELS))
         fitted, _ = PairTransform(size=self.size)(packed, packed)
         source = self._frame(fitted)
-        own = plan.source == int(plan.rows[0])
+        own = plan.drives_itself
         control = Control(pose="relative", expression="relative") if own else Control(pose="absolute", expression="absolute")
         frames, motion = self._motion(plan)
         expressions, poses = retarget(motion, source.camera[0], source.expression[0], control)
@@ -119,11 +119,8 @@ class Studio:
     def truth(self, rows: Rows | Sequence[int], source: int | None = None) -> Truth:
         """Frames of the data set; in the window of ``source``'s crop if that is a frame of the same video."""
         frames = [self._read(int(row), (*ALWAYS, "parsing")) for row in rows]
-        if source is None:
-            seen = [PairTransform(size=self.size)(frame, frame)[1] for frame in frames]
-        else:
-            first = self._read(source, (*ALWAYS, "parsing"))
-            seen = [PairTransform(size=self.size)(first, frame)[1] for frame in frames]
+        first = None if source is None else self._read(source, (*ALWAYS, "parsing"))
+        seen = [PairTransform(size=self.size)(first or frame, frame)[1] for frame in frames]
         heads = np.stack([np.isin(frame.parsing.numpy(), HEAD_REGIONS) for frame in seen if frame.parsing is not None])
         return Truth(
             pictures=tuple(frame.image.numpy() for frame in seen),
@@ -144,7 +141,7 @@ class Studio:
 
     def _frame(self, packed: PackedFrame) -> Frame:
         """As inference makes it: with the depth rebuilt from the normals."""
-        frame = unpack_frame(stack([_single(packed)]), self.face_model)
+        frame = unpack_frame(stack([packed.map(single)]), self.face_model)
         depth = integrate_normals(
             frame.normals[0], frame.depth[0], frame.depth[0] > 0, frame.camera.intrinsics[0], prior_weight=PRIOR_WEIGHT
         )
@@ -153,7 +150,7 @@ class Studio:
     def _motion(self, plan: PlannedPair) -> tuple[list[PackedFrame], Motion]:
         """Of the driving clip; that of the last clip is kept."""
         if plan.driver not in self._motions:
-            frames = [_single(self._read(int(row), ALWAYS)) for row in plan.rows]
+            frames = [self._read(int(row), ALWAYS).map(single) for row in plan.rows]
             times = torch.as_tensor(self.reader.index["time"].to_numpy()[plan.rows])
             self._motions = {plan.driver: (frames, motion_of(frames, times, self.face_model))}
         return self._motions[plan.driver]
@@ -170,10 +167,6 @@ def motion_of(frames: Sequence[PackedFrame], times: Float[Tensor, " t"], face_mo
         found=torch.ones(len(frames), dtype=torch.bool),
         focal=torch.tensor(FOCAL_SCALE),
     )
-
-
-def _single(packed: PackedFrame) -> PackedFrame:
-    return packed.map(lambda tensor: tensor.float() if tensor.dtype == torch.float64 else tensor)
 
 
 def _targets(source: PackedFrame, frames: Sequence[PackedFrame], own: bool) -> FloatArray:

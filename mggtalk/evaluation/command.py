@@ -13,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 import yaml
 from tqdm import tqdm
 
@@ -39,7 +38,7 @@ from mggtalk.evaluation.summary import summarise, summary_record
 from mggtalk.export import BASES, DEFAULT, load_model, locate_model, model_name
 from mggtalk.geometry.face_model import FaceModel
 from mggtalk.model import MGGTalk
-from mggtalk.rendering.factory import make_renderer
+from mggtalk.rendering.factory import choose_device, make_renderer
 
 log = logging.getLogger(__name__)
 ALL = ("self", "cross", "audio")
@@ -132,7 +131,7 @@ def _changed(suite: Suite, words: Sequence[str]) -> Suite:
 
 def _methods(parsed: argparse.Namespace) -> tuple[Method, ...]:
     """The model under test, the baselines, and other people's pictures."""
-    device = _device(parsed.device)
+    device = choose_device(parsed.device)
     source = locate_model(parsed.model or DEFAULT)
     methods: list[Method] = []
     if source != BASES:
@@ -146,10 +145,6 @@ def _methods(parsed: argparse.Namespace) -> tuple[Method, ...]:
     if len(set(names)) < len(names):
         raise UserError(f"two methods are called {max(names, key=names.count)!r}; name one: --predictions NAME=FOLDER")
     return tuple(methods)
-
-
-def _device(name: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _ready(model: MGGTalk, device: str) -> MGGTalk:
@@ -178,7 +173,7 @@ def _films(results: SuiteResult, suite: Suite, bench: Bench, folder: Path) -> di
     videos = {}
     for label, names in (("worst", worst), ("best", best)):
         for name in names:
-            frames = grid(film(plans[name], studio, bench.methods[:SIDE_BY_SIDE], suite.kind == "self"))
+            frames = grid(film(plans[name], studio, bench.methods[:SIDE_BY_SIDE]))
             path = folder / f"{suite.name}_{label}_{name}.mp4"
             _encode(path, frames, _rate(bench.reader, plans[name].driver))
             videos[f"{label}: {name}"] = path.read_bytes()
@@ -208,10 +203,9 @@ def write_inputs(reader: ShardReader, suite: Suite, folder: Path) -> None:
     for planned in plans:
         place = folder / planned.name
         place.mkdir(parents=True, exist_ok=True)
-        own = suite.kind == "self"
         picture = studio.truth([planned.source]).pictures[0]
         write_whole(place / "source.png", cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
-        pictures = studio.truth(planned.rows, planned.source if own else None).pictures
+        pictures = studio.truth(planned.rows, planned.source if planned.drives_itself else None).pictures
         _encode(place / "driving.mp4", pictures, _rate(reader, planned.driver), crf=1)
     write_whole(folder / "pairs.json", (json.dumps([_listed(planned) for planned in plans], indent=1) + "\n").encode())
     print(f"{folder}: {len(plans)} pairs; make one picture for every frame of PAIR/driving.mp4, as PAIR.mp4 or PAIR/*.png in a folder")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import yaml
 
 from datasets_toolkit.errors import UserError
+from mggtalk.data.pairs import people_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -79,6 +80,11 @@ class PlannedPair:
     run: Rows
     own: Rows
 
+    @property
+    def drives_itself(self) -> bool:
+        """Whether the source is the first frame of the clip that drives it: then the clip is the truth."""
+        return self.source == int(self.rows[0])
+
 
 def load_suite(name: str | Path) -> Suite:
     """A suite by its name in ``benchmarks/suites``, or from a YAML file.
@@ -130,7 +136,7 @@ def plan(index: pyarrow.Table, clips: pyarrow.Table, suite: Suite) -> list[Plann
     Raises:
         UserError: the split has no clip of at least two frames, a person is not in it, or there is nobody to cross.
     """
-    people = dict(zip(clips["clip"].to_pylist(), clips["person"].to_pylist(), strict=True))
+    people = people_of(clips)
     found = _clips_of(index, suite.split, people, suite.people)
     if not found:
         raise UserError(f"index.parquet: split {suite.split!r} has no clip of two frames or more; choose another split")

@@ -17,6 +17,7 @@ from torch import Tensor
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.schema import ByteImage
 from datasets_toolkit.shards.shard_reader import ShardReader
+from mggtalk.data.pairs import people_of
 from mggtalk.evaluation.cases import Case, Studio
 from mggtalk.evaluation.methods import Method
 from mggtalk.evaluation.protocol import PlannedPair, Suite, plan
@@ -60,7 +61,7 @@ def run_suite(suite: Suite, bench: Bench, progress: Progress = iter) -> SuiteRes
     refused: dict[str, str] = {}
     for planned in progress(plans):
         try:
-            pairs.append(_measure(planned, studio, bench, suite.kind))
+            pairs.append(_measure(planned, studio, bench))
         except UserError as error:
             log.warning("%s: %s", planned.name, error)
             refused[planned.name] = str(error)
@@ -81,10 +82,10 @@ def run_suite(suite: Suite, bench: Bench, progress: Progress = iter) -> SuiteRes
     )
 
 
-def _measure(planned: PlannedPair, studio: Studio, bench: Bench, kind: str) -> PairResult:
+def _measure(planned: PlannedPair, studio: Studio, bench: Bench) -> PairResult:
     """One pair: every method on the same frames, compared with the same truth."""
     scorer, case = bench.scorer, studio.case(planned)
-    own = kind == "self"
+    own = planned.drives_itself
     truth = studio.truth(planned.rows[planned.compared], planned.source if own else None)
     aims = scorer.see(truth.pictures, truth.intrinsics, truth.landmarks)
     near = truth.landmarks if own else studio.near(case, planned.compared)
@@ -104,7 +105,7 @@ def _measure(planned: PlannedPair, studio: Studio, bench: Bench, kind: str) -> P
         if shake is not None:
             row |= scorer.jitter(scorer.see(run, at(case, len(run)), shake[1]), shake[0])
         values[method.name] = row
-    values[OWN] = _own(studio, scorer, planned, source)
+    values[OWN] = scorer.identity(aims if own else _own(studio, scorer, planned), source)
     return PairResult(
         name=planned.name,
         source=studio.reader.key(planned.source),
@@ -126,9 +127,9 @@ def _truth_of_run(studio: Studio, scorer: Scorer, planned: PlannedPair) -> tuple
     return scorer.see(truth.pictures, truth.intrinsics, truth.landmarks), truth.landmarks
 
 
-def _own(studio: Studio, scorer: Scorer, planned: PlannedPair, source: Seen) -> dict[str, float]:
+def _own(studio: Studio, scorer: Scorer, planned: PlannedPair) -> Seen:
     real = studio.truth(planned.own, planned.source)
-    return scorer.identity(scorer.see(real.pictures, real.intrinsics, real.landmarks), source)
+    return scorer.see(real.pictures, real.intrinsics, real.landmarks)
 
 
 def described(reader: ShardReader, split: str, people: AbstractSet[str]) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def described(reader: ShardReader, split: str, people: AbstractSet[str]) -> dict
 
 def people_of_splits(reader: ShardReader) -> Mapping[str, list[str]]:
     """Names of the people of each split that has samples."""
-    people = dict(zip(reader.clips["clip"].to_pylist(), reader.clips["person"].to_pylist(), strict=True))
+    people = people_of(reader.clips)
     splits: dict[str, set[str]] = {}
     rows = np.unique(np.stack([reader.index["split"].to_numpy().astype(str), reader.index["clip"].to_numpy().astype(str)]), axis=1)
     for split, clip in rows.T:
@@ -152,9 +153,9 @@ def people_of_splits(reader: ShardReader) -> Mapping[str, list[str]]:
     return {split: sorted(found) for split, found in sorted(splits.items())}
 
 
-def film(planned: PlannedPair, studio: Studio, methods: Sequence[Method], own: bool) -> dict[str, list[ByteImage]]:
+def film(planned: PlannedPair, studio: Studio, methods: Sequence[Method]) -> dict[str, list[ByteImage]]:
     """Consecutive frames of a pair side by side: source and driver (or truth), then the methods."""
-    case = studio.case(planned)
+    case, own = studio.case(planned), planned.drives_itself
     rows = list(range(1 if own else 0, len(planned.rows)))[:FILM]
     truth = studio.truth(planned.rows[rows], planned.source if own else None)
     first = {"truth" if own else "driver": list(truth.pictures)}

@@ -76,12 +76,11 @@ class Scorer:
     def see(self, pictures: Sequence[ByteImage], intrinsics: Tensor, near: Tensor) -> Seen:
         """Read the faces of pictures, searched where they are expected."""
         crops = self.reader.crops(_bytes(pictures), intrinsics, near)
-        neutral = torch.zeros(len(crops), *self.face_model.mean.shape)
+        faces, neutral = self.reader.describe(crops), torch.zeros(len(crops), *self.face_model.mean.shape)
         for row, crop in enumerate(crops):
-            if crop is not None:
-                mesh, blendshapes = (torch.from_numpy(values).to(self.face_model.mean) for values in (crop.mesh, crop.blendshapes))
-                neutral[row] = self.face_model.split(mesh, blendshapes)[0]
-        return Seen(faces=self.reader.describe(crops), neutral=neutral, crops=crops)
+            if crop is not None:  # what FaceModel.split leaves beside the expression
+                neutral[row] = torch.from_numpy(crop.mesh).to(neutral) - self.face_model.displacement(faces.expression[row])
+        return Seen(faces=faces, neutral=neutral, crops=crops)
 
     def pictures(self, output: Sequence[ByteImage], truth: Truth) -> Values:
         """Pixel by pixel against the truth."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from datasets_toolkit.errors import UserError
 from mggtalk.rendering.cpu import CpuRenderer
 from mggtalk.rendering.cuda import CudaRenderer, obstacle
 from mggtalk.rendering.reference import ReferenceRenderer
@@ -16,6 +17,22 @@ RendererName = Literal["auto", "reference", "cpu", "cuda"]
 KINDS: dict[str, type[Renderer]] = {"reference": ReferenceRenderer, "cpu": CpuRenderer, "cuda": CudaRenderer}
 
 log = logging.getLogger(__name__)
+
+
+def choose_device(name: str) -> str:
+    """The device that a command line names: "auto" is CUDA where there is a GPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu, or install a CUDA build of PyTorch")
+    try:
+        return str(torch.device(name))
+    except RuntimeError:
+        raise UserError(f"--device {name}: unknown device; use auto, cpu or cuda") from None
 
 
 def make_renderer(name: RendererName = "auto", device: torch.device | str = "cpu") -> Renderer:
