@@ -11,6 +11,7 @@ from model_scenes import face_model
 from torch import Tensor
 
 from datasets_toolkit.schema import BLENDSHAPES
+from mggtalk.geometry.face_model import LIKELY
 from mggtalk.geometry.symmetry import mirror_points
 
 MODEL = face_model()
@@ -85,6 +86,21 @@ def test_a_split_adds_up_and_is_the_ridge_solution_of_both_bases(seed: int) -> N
     left = mesh - MODEL.mean - MODEL.displacement(torch.cat([scores, torch.zeros(len(MODEL.components))]))
     both = ridge(torch.cat([MODEL.identity, MODEL.components]), left[None])[0]
     np.testing.assert_allclose(expression[52:].numpy(), both[len(MODEL.identity) :], atol=2e-3)
+
+
+@settings(deadline=None, max_examples=10)
+@given(seed=seeds)
+def test_a_split_claims_no_motion_beyond_what_is_likely(seed: int) -> None:
+    """A face thirty standard deviations away is a person who looks so: the split still adds up, its motion points the same way."""
+    wild = torch.cat([torch.zeros(52), 30 * torch.randn(len(MODEL.components), generator=torch.Generator().manual_seed(seed))])
+    mesh = MODEL.mean + MODEL.displacement(wild)
+    neutral, expression = MODEL.split(mesh, wild[:52])
+    torch.testing.assert_close(neutral + MODEL.displacement(expression), mesh, rtol=0, atol=2e-5)
+    motion = expression[52:]
+    assert abs(float(motion.square().mean().sqrt()) - LIKELY) < 1e-4
+    both = ridge(torch.cat([MODEL.identity, MODEL.components]), (mesh - MODEL.mean)[None])[0]
+    free = torch.as_tensor(both[len(MODEL.identity) :]).to(motion)
+    assert float(torch.cosine_similarity(motion, free, dim=0)) > 0.9999
 
 
 def test_the_same_expression_moves_nothing() -> None:

@@ -4,6 +4,9 @@ Letters: M the mesh of a frame with the head pose removed; b its blendshape scor
 components' coefficients and C what they move; a a person's coefficients in the identity basis A:
     M = mean + A a + B b + C c.
 The expression feature of the method is e = (b, c). All meshes are in canonical head space, centimetres.
+
+A neutral face is a mean, and people are seen with parted lips as often as not: its lips are parted too, by 2 % of its height on average.
+:meth:`FaceModel.closing` is the expression that closes them.
 """
 
 from __future__ import annotations
@@ -18,6 +21,12 @@ from torch import Tensor, nn
 from datasets_toolkit.faces.head_pose import canonical_face
 
 ASSET = Path(__file__).parents[1] / "assets" / "face_basis.safetensors"
+INNER_LIPS = ((13, 82, 312, 81, 311, 80, 310), (14, 87, 317, 178, 402, 88, 318))
+"""Vertices of the upper inner lip, and those of the lower one that they meet."""
+LIKELY = 2.0
+"""Root mean square of the motion coefficients, in standard deviations, that the split of a single frame may claim."""
+TOUCH = 0.02
+"""Standard deviation (cm) of the distance of lips that touch."""
 
 
 class FaceModel(nn.Module):
@@ -76,12 +85,29 @@ class FaceModel(nn.Module):
         return torch.cat([blendshapes, self._solve(self.components, left)], -1)
 
     def split(self, mesh: Float[Tensor, "v 3"], blendshapes: Float[Tensor, " b"]) -> tuple[Float[Tensor, "v 3"], Float[Tensor, " e"]]:
-        """Neutral face and expression of one frame of an unknown person: the most probable split under the priors of both bases."""
+        """Neutral face and expression of one frame of an unknown person: the most probable split under the priors of both bases.
+
+        Motion that the priors hold for impossible (coefficients of more than :data:`LIKELY` in the root mean square) is shortened to what
+        they allow, and the rest stays with the person: such coefficients explain a face that is turned away, of which half is guessed.
+        """
         left = mesh - self.mean - torch.einsum("b,bvk->vk", blendshapes, self.blendshapes)
         both = self._solve(torch.cat([self.identity, self.components]), left[None])[0]
         components = both[len(self.identity) :]
+        components = components * (LIKELY / components.square().mean().sqrt().clamp(min=LIKELY))
         expression = torch.cat([blendshapes, components])
         return mesh - self.displacement(expression), expression
+
+    def closing(self, neutral: Float[Tensor, "v 3"]) -> Float[Tensor, " e"]:
+        """The expression that closes the lips of a neutral face: of all that bring the inner lips together, the most probable one.
+
+        Components alone; the least of |c|^2 + |D + G c|^2 / TOUCH^2, where D are the distances of the neutral lips and G what c adds.
+        """
+        upper, lower = (list(side) for side in INNER_LIPS)
+        gaps = (self.components[:, upper] - self.components[:, lower]).flatten(1).double()
+        wanted = (neutral[lower] - neutral[upper]).flatten().double()
+        normal = gaps @ gaps.mT + TOUCH**2 * torch.eye(len(gaps), device=gaps.device, dtype=gaps.dtype)
+        components = torch.linalg.solve(normal, gaps @ wanted).to(neutral.dtype)
+        return torch.cat([components.new_zeros(len(self.blendshapes)), components])
 
     def _solve(self, basis: Float[Tensor, "k v 3"], residual: Float[Tensor, "t v 3"]) -> Float[Tensor, "t k"]:
         """Maximum a posteriori coefficients with unit priors."""

@@ -24,6 +24,10 @@ SHUT = 0.5
 """Blink score above which an eye shows too little of its iris to be moved, so that a generic one is drawn."""
 IRIS_RADIUS, PUPIL_RADIUS = 0.58, 0.2
 """Centimetres."""
+DARK, FLESH = (0.30, 0.19, 0.21), (0.76, 0.55, 0.60)
+"""Colours deep in a mouth and of a tongue, as shares of the skin's."""
+PARTED = 0.3
+"""Centimetres between lips from which the source may show teeth."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,11 @@ def _skin(frame: Frame) -> Float[Tensor, "b 3"]:
 
 
 def _mouth(frame: Frame) -> list[_Patch]:
-    """The cavity with the tongue, the lower teeth and the upper teeth, farthest first."""
+    """The cavity, the tongue that rises from the jaw's floor, and the upper teeth, farthest first.
+
+    How bright they are and how far the teeth reach below the lip (0.3 cm) follows open mouths of people who talk: below the lip .85 of
+    the skin's colour and whiter, .5 cm further down .6, towards the lower lip .9; at the sides .5 to .7 (docs/log.md).
+    """
     mesh = frame.mesh
     left, right = mesh[:, 308], mesh[:, 78]
     inner = mesh[:, list(face_regions.MOUTH_INNER)]
@@ -75,21 +83,28 @@ def _mouth(frame: Frame) -> list[_Patch]:
     lip = torch.stack([middle[:, 0], upper[:, 1], middle[:, 2]], -1)
     jaw = torch.stack([middle[:, 0], lower[:, 1], middle[:, 2]], -1)
     u, v = _coordinates(frame, 2)
-    light = _skin(frame)[:, None, None]
-    grey = light.mean(-1, keepdim=True)
-    dark, flesh = light * light.new_tensor([0.22, 0.14, 0.14]), light * light.new_tensor([0.62, 0.42, 0.42])
-    tongue = (torch.exp(-((u / 0.6) ** 2)) * ((v + 0.1) / 0.7).clamp(0, 1) * 0.8)[None, ..., None]
-    white = 0.55 * light + 0.3 * grey  # in the shade of the lips
+    light, enamel = _skin(frame)[:, None, None], _enamel(frame)
     gaps = 1 - 0.10 * torch.exp(-((((u * 3.5 + 0.5) % 1 - 0.5) / 0.09) ** 2))
-    shade = ((1 - 0.55 * u.abs() ** 2) * gaps)[None, ..., None]
-    solid = torch.ones_like(u)[None]
-    tooth = (1 - u.abs() ** 6)[None].clamp(0, 1)
-    wide = torch.nn.functional.normalize(half, dim=-1)
+    sides = 1 - 0.4 * u.abs() ** 2
+    teeth = enamel * (sides * gaps)[None, ..., None]
+    dark, flesh = (light * light.new_tensor(share) * sides[..., None] for share in (DARK, FLESH))
+    solid, tooth, tongue = torch.ones_like(u), 1 - u.abs() ** 6, (v + 1).clamp(0, 1) * (1 - u.abs() ** 4)
+    wide = torch.nn.functional.normalize(half, dim=-1) * size
     return [
-        _Patch(middle + 2.4 * back + 0.9 * down, wide * size, down * 2.4, JAW, 0.5, dark + tongue * (flesh - dark), solid),
-        _Patch(jaw + 1.05 * back + 0.85 * down, wide * size * 0.62, down * 0.4, JAW, 1.0, white * 0.8 * shade, tooth),
-        _Patch(lip + 0.9 * back - 0.40 * down, wide * size * 0.72, down * 0.45, JAW, 0.0, white * shade, tooth),
+        _Patch(middle + 2.4 * back + 0.9 * down, wide, down * 2.4, JAW, 0.5, dark, solid[None]),
+        _Patch(jaw + 1.3 * back + 0.7 * down, wide * 0.8, down * 0.9, JAW, 1.0, flesh, tongue[None]),
+        _Patch(lip + 0.9 * back - 0.18 * down, wide * 0.75, down * 0.45, JAW, 0.0, teeth, tooth[None]),
     ]
+
+
+def _enamel(frame: Frame) -> Float[Tensor, "b 1 1 3"]:
+    """Colour of the teeth: that of those which the source shows, or one between its skin and the whites of its eyes."""
+    eyes = _white_of_eye(frame, Region.LEFT_EYE) + _white_of_eye(frame, Region.RIGHT_EYE)
+    usual = 0.37 * _skin(frame)[:, None, None] + 0.26 * eyes
+    shown = _bright(frame, Region.MOUTH, usual[:, 0, 0])
+    parted = frame.mesh[:, face_regions.UPPER_INNER_LIP, 1] - frame.mesh[:, face_regions.LOWER_INNER_LIP, 1] > PARTED
+    bright = shown.mean(-1, keepdim=True) > 0.8 * usual.mean(-1, keepdim=True)
+    return torch.where(bright & parted[:, None, None, None], shown, usual)
 
 
 def _axis(mesh: Tensor, axis: int, sign: float) -> Tensor:
@@ -125,17 +140,20 @@ def _eye(frame: Frame, *, left: bool) -> list[_Patch]:
 
 def _white_of_eye(frame: Frame, region: Region) -> Float[Tensor, "b 1 1 3"]:
     """The bright part of what the source shows of the eye, or skin made paler where it shows too little."""
-    pale = 0.45 * _skin(frame) + 0.45 * _skin(frame).mean(-1, keepdim=True)
-    eye = frame.parsing == region
+    skin = _skin(frame)
+    return _bright(frame, region, 0.45 * skin + 0.45 * skin.mean(-1, keepdim=True))
+
+
+def _bright(frame: Frame, region: Region, fallback: Float[Tensor, "b 3"]) -> Float[Tensor, "b 1 1 3"]:
+    """Mean colour of the brightest fifth of a region, where it has at least a dozen pixels."""
     colours = []
-    for image, shown, fallback in zip(frame.image, eye, pale, strict=True):
+    for image, shown, other in zip(frame.image, frame.parsing == region, fallback, strict=True):
         pixels = image[:, shown]
         if pixels.shape[1] < 12:
-            colours.append(fallback)
+            colours.append(other)
             continue
         brightness = pixels.mean(0)
-        bright = brightness >= brightness.quantile(0.8)
-        colours.append(pixels[:, bright].mean(1))
+        colours.append(pixels[:, brightness >= brightness.quantile(0.8)].mean(1))
     return torch.stack(colours)[:, None, None]
 
 
