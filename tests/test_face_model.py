@@ -76,7 +76,7 @@ def test_a_change_is_the_difference_of_expressions_whoever_the_person_is(seed: i
 
 @settings(deadline=None, max_examples=10)
 @given(seed=seeds)
-def test_a_split_adds_up_and_is_the_ridge_solution_of_both_bases(seed: int) -> None:
+def test_a_split_adds_up_and_is_the_ridge_solution_of_both_bases_as_far_as_it_is_likely(seed: int) -> None:
     mesh = people(seed, 1)[0] + MODEL.displacement(expressions(seed, 1)[0])
     mesh = mesh + 0.02 * torch.randn(mesh.shape, generator=torch.Generator().manual_seed(seed))
     scores = expressions(seed, 1)[0, :52]
@@ -84,8 +84,9 @@ def test_a_split_adds_up_and_is_the_ridge_solution_of_both_bases(seed: int) -> N
     torch.testing.assert_close(neutral + MODEL.displacement(expression), mesh, rtol=0, atol=2e-6)
     assert torch.equal(expression[:52], scores)
     left = mesh - MODEL.mean - MODEL.displacement(torch.cat([scores, torch.zeros(len(MODEL.components))]))
-    both = ridge(torch.cat([MODEL.identity, MODEL.components]), left[None])[0]
-    np.testing.assert_allclose(expression[52:].numpy(), both[len(MODEL.identity) :], atol=2e-3)
+    motion = ridge(torch.cat([MODEL.identity, MODEL.components]), left[None])[0][len(MODEL.identity) :]
+    shortened = motion * min(1.0, LIKELY / float(np.sqrt((motion**2).mean())))
+    np.testing.assert_allclose(expression[52:].numpy(), shortened, atol=2e-3)
 
 
 @settings(deadline=None, max_examples=10)

@@ -193,7 +193,7 @@ def test_a_stopped_process_is_resumed_exactly(root: str, tmp_path: Path, never_s
 
 @pytest.fixture(scope="module")
 def two_ranks(root: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
-    """Two processes of a gloo group: rank 1 has a loss of NaN before gradients are exchanged; then, in a second run, it gets a signal."""
+    """Two processes of a gloo group: rank 1 has a loss of NaN before gradients are exchanged, or a source; then it gets a signal."""
     folder = tmp_path_factory.mktemp("ranks")
     job = Job(root, folder, "--devices", "2", "--pause", "0.1", "--break-at", "3")
     job.shoot("step 2 rank 1", signal.SIGTERM)
@@ -210,13 +210,15 @@ def test_a_signal_to_one_rank_stops_all(root: str, two_ranks: tuple[Path, int, s
     assert model.rows == never_stopped[0].rows[done:]
 
 
-def test_a_loss_that_is_not_finite_on_one_rank_stops_all(two_ranks: tuple[Path, int, str]) -> None:
+@pytest.mark.parametrize("what, message", [("loss", "the loss"), ("source", "a sample")])
+def test_what_is_not_finite_on_one_rank_stops_all(two_ranks: tuple[Path, int, str], what: str, message: str) -> None:
     folder, _, told = two_ranks
-    assert "after 3 steps the loss of another process is not finite" in told
-    assert "after 3 steps the loss is not finite" in told
-    (path,) = (folder / "broken" / "nonfinite").glob("*.json")
+    assert f"after 3 steps {message} of another process is not finite" in told
+    assert {"loss": "after 3 steps the loss is not finite", "source": "after 3 steps pair.source.image of the next batch"}[what] in told
+    (path,) = (folder / f"broken_{what}" / "nonfinite").glob("*.json")
     record = json.loads(path.read_text())
     assert (record["rank"], record["step"], record["loss"]) == (1, 3, "nan") and len(record["pairs"]) == 2
+    assert record["not_finite"]["inputs"] == ([] if what == "loss" else ["pair.source.image"])
     assert load_file(path.with_suffix(".safetensors"))["rows"].tolist() == [[p["source_row"], p["target_row"]] for p in record["pairs"]]
     assert all(pair["source_key"] in told for pair in record["pairs"])
 

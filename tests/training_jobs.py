@@ -48,6 +48,17 @@ class Breaking(Tinter):
         return loss * float("nan") if (self.global_step, self.global_rank) == (self.step, self.rank) else loss
 
 
+class Spoiling(Callback):
+    """A pixel of a source becomes NaN on one rank at one step; before the other callbacks see it."""
+
+    def __init__(self, step: int, rank: int) -> None:
+        self.step, self.rank = step, rank
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            batch.pair.source.image[0, 0, 3, 5] = float("nan")
+
+
 def callbacks(folder: Path, pause: float = 0.0) -> list[Any]:
     keep = ModelCheckpoint(dirpath=folder, filename="last", every_n_train_steps=3, save_top_k=1, enable_version_counter=False)
     return [Ema(0.9), LearningCurve(), NonFiniteGuard(), Teller(pause), SaveOnSignal(), keep]
@@ -59,15 +70,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--pause", type=float, default=0.0)
-    parser.add_argument("--break-at", type=int, default=-1, help="first run once more, with a loss of NaN in the last rank at this step")
+    parser.add_argument("--break-at", type=int, default=-1, help="first run twice more, with NaN in the last rank at this step")
     given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     several = {"strategy": "ddp", "devices": given.devices} if given.devices > 1 else {}
-    if given.break_at >= 0:
-        broken = given.folder / "broken"
-        trainer = make_trainer(broken, callbacks(broken), max_steps=13, accumulate_grad_batches=2, **several)
+    for what in ("loss", "source") if given.break_at >= 0 else ():
+        broken = given.folder / f"broken_{what}"
+        when = (given.break_at, given.devices - 1)
+        model, first = (Breaking(*when), []) if what == "loss" else (Tinter(), [Spoiling(*when)])
+        trainer = make_trainer(broken, first + callbacks(broken), max_steps=13, accumulate_grad_batches=2, **several)
         try:
-            quietly(trainer.fit, Breaking(given.break_at, rank=given.devices - 1), pairs(given.root))
+            quietly(trainer.fit, model, pairs(given.root))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
     trainer = make_trainer(given.folder, callbacks(given.folder, given.pause), max_steps=13, val_check_interval=4, **several)

@@ -22,13 +22,13 @@ from mggtalk.rendering.renderer import NonFiniteError
 
 
 class NonFiniteGuard(Callback):
-    """Ends the run on all processes when the loss of a batch, or the norm of all gradients after it, is NaN or infinite.
+    """Ends the run on all processes when a batch, its loss, or the norm of all gradients after it, is NaN or infinite.
 
     The rows and keys of the batch (JSON) and its tensors (safetensors) are kept. With a gradient scaler (16-mixed) gradients may overflow,
     which the scaler mends; then only the loss is looked at.
 
-    Each backward pass is waited for once: on a GPU that costs the time in which the next kernels would have been queued, in distributed
-    training one exchanged number more. The norm reads every gradient once.
+    Each batch and each backward pass is waited for once: on a GPU that costs the time in which the next kernels would have been queued, in
+    distributed training two exchanged numbers more. Every input and every gradient is read once.
 
     Args:
         folder: for the two files; by default ``nonfinite`` in the run's folder.
@@ -40,8 +40,16 @@ class NonFiniteGuard(Callback):
         self._loss: Tensor | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Hold the batch while it is trained on."""
+        """Hold the batch while it is trained on, and look at it: what cannot be rendered would end this process alone.
+
+        Raises:
+            UserError: on any process something of it is not finite.
+        """
         self._batch = batch
+        inputs = [tensor for _, tensor in named_tensors(batch) if tensor.is_floating_point()]
+        own = not bool(torch.stack([tensor.isfinite().all() for tensor in inputs]).all())
+        if trainer.strategy.reduce_boolean_decision(own, all=False):
+            self._refuse(trainer, pl_module, own)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let it go."""
@@ -78,6 +86,17 @@ class NonFiniteGuard(Callback):
                 f"after {trainer.global_step} steps {exception}, of what is to be rendered; the weights are unchanged, the batch"
                 f" ({_sources(record)}) is in {path} and {path.with_suffix('.safetensors').name}: check these samples"
             ) from exception
+
+    def _refuse(self, trainer: Trainer, pl_module: LightningModule, own: bool) -> None:
+        path, when = self._place(trainer), f"after {trainer.global_step} steps"
+        if not own:
+            raise UserError(f"{when} a sample of another process is not finite; its batch is in {path.parent}")
+        record = self._record(trainer, pl_module, math.nan, math.nan)
+        _keep(path, record, self._batch)
+        raise UserError(
+            f"{when} {', '.join(record['not_finite']['inputs'])} of the next batch ({_sources(record)}) is not finite; the weights are"
+            f" unchanged, the batch is in {path} and {path.with_suffix('.safetensors').name}: build these samples again"
+        )
 
     def _place(self, trainer: Trainer) -> Path:
         folder = run_folder(trainer, self.folder) / ("" if self.folder else "nonfinite")

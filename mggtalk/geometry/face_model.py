@@ -23,8 +23,8 @@ from datasets_toolkit.faces.head_pose import canonical_face
 ASSET = Path(__file__).parents[1] / "assets" / "face_basis.safetensors"
 INNER_LIPS = ((13, 82, 312, 81, 311, 80, 310), (14, 87, 317, 178, 402, 88, 318))
 """Vertices of the upper inner lip, and those of the lower one that they meet."""
-LIKELY = 2.0
-"""Root mean square of the motion coefficients, in standard deviations, that the split of a single frame may claim."""
+LIKELY = 0.5
+"""Root mean square of the motion coefficients, in standard deviations, that the split of a single frame may claim (docs/log.md)."""
 TOUCH = 0.02
 """Standard deviation (cm) of the distance of lips that touch."""
 
@@ -87,8 +87,8 @@ class FaceModel(nn.Module):
     def split(self, mesh: Float[Tensor, "v 3"], blendshapes: Float[Tensor, " b"]) -> tuple[Float[Tensor, "v 3"], Float[Tensor, " e"]]:
         """Neutral face and expression of one frame of an unknown person: the most probable split under the priors of both bases.
 
-        Motion that the priors hold for impossible (coefficients of more than :data:`LIKELY` in the root mean square) is shortened to what
-        they allow, and the rest stays with the person: such coefficients explain a face that is turned away, of which half is guessed.
+        One frame hardly tells a person's shape from its motion, and least where the face is turned away and half of it is guessed. So
+        motion of more than :data:`LIKELY` in the root mean square is shortened to that, and the rest stays with the person.
         """
         left = mesh - self.mean - torch.einsum("b,bvk->vk", blendshapes, self.blendshapes)
         both = self._solve(torch.cat([self.identity, self.components]), left[None])[0]
