@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets_toolkit.annotators.identity_dlib import DlibIdentity
 from datasets_toolkit.curation.splits import SAME_PERSON, SPLITS, assign, evidence, shared
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.media.picture_hash import SAME_PICTURE, picture_hash, signs
@@ -152,6 +153,15 @@ def test_the_same_person_under_two_names_is_a_leak() -> None:
     assert (first.first, first.second, first.measure, first.leak) == ("c0", "c1", "identity", True)
     assert first.similarity == pytest.approx(1)
     assert not any(pair.leak for pair in others)
+
+
+@pytest.mark.parametrize(("cosine", "leak"), [(0.94, False), (0.96, True)])
+def test_descriptors_of_dlib_have_a_limit_of_their_own(cosine: float, leak: bool) -> None:
+    vectors = np.zeros((2, DlibIdentity.numbers))
+    vectors[0, 0], vectors[1, :2] = 1, (cosine, np.sqrt(1 - cosine**2))
+    (pair,) = evidence(clips([("alice", "s0"), ("bob", "s1")], identity=vectors.tolist()), ["train", "val"])
+    assert pair.similarity == pytest.approx(cosine)
+    assert pair.leak == leak
 
 
 def test_the_same_file_is_a_leak() -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch_weights
 from face_scenes import moved, pasted, shrunk
-from scipy.spatial.distance import cosine
+from scipy.spatial.distance import cosine, euclidean
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -30,7 +30,7 @@ from datasets_toolkit.schema import BLENDSHAPES, ByteImage, Face, FloatArray
 from datasets_toolkit.synthetic import Picture, make_person, render
 from datasets_toolkit.synthetic.motion import framed_shift, poses, rotation
 from mggtalk.geometry.face_model import FaceModel
-from mggtalk.metrics import aed, akd, apd, csim
+from mggtalk.metrics import aed, akd, apd, csim, id_distance
 from mggtalk.metrics.identity import FaceEmbedder, IResNetIdentity
 from mggtalk.metrics.states import AED, AKD, APD, CSIM, FoundShare
 from mggtalk.metrics.tracked import FRAME, FaceReader, ReadFaces, posed_crop, see
@@ -277,6 +277,16 @@ def test_csim_is_the_cosine_of_scipy() -> None:
     assert all(csim(*pair).isnan().all() for pair in ((some, none), (none, some), (none, none)))
     with pytest.raises((ValueError, TypeError)):
         csim(torch.ones(1, 4), torch.ones(1, 5))
+
+
+def test_identity_distance_is_that_of_scipy() -> None:
+    one, two = np.random.default_rng(0).normal(size=(2, 7, 128))
+    one[2], two[5] = 0, 0  # no face
+    found = id_distance(torch.from_numpy(one), torch.from_numpy(two)).numpy()
+    expected = [np.nan if row in (2, 5) else euclidean(a, b) for row, (a, b) in enumerate(zip(one, two, strict=True))]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    with pytest.raises((ValueError, TypeError)):
+        id_distance(torch.ones(1, 4), torch.ones(1, 5))
 
 
 def test_embeddings_are_those_of_the_annotator(

@@ -156,13 +156,18 @@ class NormalAnnotator(Annotator):
 
 
 class IdentityAnnotator(Annotator):
-    """Tells people apart."""
+    """Tells people apart, by vectors of ``numbers`` entries."""
 
     family = "identity"
+    numbers: ClassVar[int] = 512
 
     @abstractmethod
     def __call__(self, crop: FaceCrop) -> Map:
-        """A unit vector (512) that is much the same in all pictures of a person."""
+        """A unit vector (``numbers``) that is much the same in all pictures of a person."""
+
+    def descriptor(self, crop: FaceCrop) -> Map:
+        """A vector (``numbers``) of that direction, with the length that the network gives it if that means something."""
+        return self(crop)
 
 
 class SyncAnnotator(Annotator):

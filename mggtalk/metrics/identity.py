@@ -1,11 +1,11 @@
-"""CSIM: whether two pictures show the same person, by an ArcFace network (Deng et al., CVPR 2019) on faces that the tracker finds.
+"""CSIM: whether two pictures show the same person, by a network for faces that the tracker finds, usually ArcFace (Deng et al., CVPR 2019).
 
 The weights are the user's; whose they are and under what terms belongs beside every number: :meth:`FaceEmbedder.provenance`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from datasets_toolkit.annotators import FaceCrop, IdentityAnnotator
 from datasets_toolkit.annotators.base import Map
+from datasets_toolkit.annotators.identity_dlib import DlibIdentity
 from datasets_toolkit.annotators.identity_insightface import ArcFaceIdentity, align_face
 from mggtalk.metrics.functional import csim
 from mggtalk.metrics.tracked import FaceReader, Pictures
-from mggtalk.networks.iresnet import NUMBERS, IResNet
+from mggtalk.networks.iresnet import IResNet
 from mggtalk.networks.weights import file_hash
 
-__all__ = ["FaceEmbedder", "IResNetIdentity", "csim"]
+__all__ = ["FaceEmbedder", "IResNetIdentity", "csim", "dlib_embedder"]
 
 
 class IResNetIdentity(IdentityAnnotator):
@@ -97,15 +98,33 @@ class FaceEmbedder:
 
     def embed(self, crops: Sequence[FaceCrop | None]) -> Float[Tensor, "b k"]:
         """As calling it, of faces that were found before."""
-        embeddings = torch.zeros(len(crops), NUMBERS)
+        return self._rows(crops, self.identity)
+
+    def descriptors(self, crops: Sequence[FaceCrop | None]) -> Float[Tensor, "b k"]:
+        """As :meth:`embed`, with the lengths that the network gives: :meth:`IdentityAnnotator.descriptor`."""
+        return self._rows(crops, self.identity.descriptor)
+
+    def _rows(self, crops: Sequence[FaceCrop | None], read: Callable[[FaceCrop], Map]) -> Float[Tensor, "b k"]:
+        rows = torch.zeros(len(crops), self.identity.numbers)
         for row, crop in enumerate(crops):
             if crop is not None:
-                embeddings[row] = torch.from_numpy(self.identity(crop))
-        return embeddings
+                rows[row] = torch.from_numpy(read(crop))
+        return rows
 
     def provenance(self) -> dict[str, str]:
         """``weights`` (file name), their ``sha256`` and ``licence``, for the caption of a table."""
         return self.identity.provenance()
+
+
+def dlib_embedder(weights: str | Path, reader: FaceReader) -> FaceEmbedder:
+    """A recogniser by dlib, loaded now: what cannot be used is told before any picture is read.
+
+    Raises:
+        AssetError: the file is missing or another one, or dlib is not installed.
+    """
+    identity = DlibIdentity(weights)
+    identity.network()
+    return FaceEmbedder(identity, reader)
 
 
 def _identity(weights: Path) -> IdentityAnnotator:
