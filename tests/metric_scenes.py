@@ -1,6 +1,7 @@
 """For every mean of a per-image metric six made inputs, and its six values by another implementation: what the contract is run on.
 
-A new subclass of PerImageMetric joins the contract by an entry in :data:`EXAMPLES`.
+A new subclass of PerImageMetric joins the contract by an entry in :data:`EXAMPLES`; a metric of sets of pictures one of its own by an entry
+in :data:`SETS`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +23,14 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
 from mggtalk import metrics
+from mggtalk.metrics.fid import FID
+from mggtalk.metrics.per_image import Sums
 from mggtalk.metrics.states import AED, AKD, APD, CSIM, LPIPS, PSNR, PSNR_LIMIT, SSIM, FoundShare, Jitter, Mean, PerImageMetric
 
 COUNT = 6
 Rows = Sequence[int]
 FloatArray = npt.NDArray[np.float64]
+Member = TypeVar("Member", bound=Sums)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +162,56 @@ EXAMPLES: dict[type[PerImageMetric], list[Callable[[], Example]]] = {
 }
 
 
-def members(kind: type[PerImageMetric] = PerImageMetric) -> list[type[PerImageMetric]]:
+@dataclass(frozen=True, kw_only=True)
+class SetExample:
+    """A metric of two sets of pictures, six in each, and what they are worth.
+
+    Attributes:
+        make: a fresh metric.
+        real: what ``update`` is given of the real pictures.
+        made: likewise of the others.
+        value: by another implementation.
+    """
+
+    make: Callable[[], Sums]
+    real: Tensor
+    made: Tensor
+    value: float
+
+    def feed(self, metric: Sums, rows: Rows, padding: int = 0) -> None:
+        """Update with one batch of rows of each set, filled up with rubbish that is marked as such."""
+        for real, values in ((True, self.real), (False, self.made)):
+            batch = torch.cat([values[list(rows)], rubbish(values[:1]).expand(padding, *values.shape[1:])])
+            metric.update(batch, real=real, valid=torch.arange(len(batch)) < len(rows))
+
+
+def outside_fid(real: FloatArray, made: FloatArray) -> float:
+    """From the rows themselves: the trace of the root is the sum of the singular values of their products, over sqrt((n - 1) (m - 1))."""
+    centred = [(rows - rows.mean(0)) / np.sqrt(len(rows) - 1) for rows in (real, made)]
+    common = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    return float(((real.mean(0) - made.mean(0)) ** 2).sum() + sum((one**2).sum() for one in centred) - 2 * common)
+
+
+def fid_of_features() -> SetExample:
+    real, made = uniform(70, COUNT, 4), 1.5 * uniform(71, COUNT, 4)
+    return SetExample(make=lambda: FID(features=4), real=real, made=made, value=outside_fid(real.double().numpy(), made.double().numpy()))
+
+
+def fid_of_pictures() -> SetExample:
+    """With more features than pictures."""
+    made, real = pictures().values()
+    features = [np.stack([mixed(one.double().numpy()) for one in images]) for images in (real, made)]
+    return SetExample(make=lambda: FID(Mixed().embed, features=80), real=real, made=made, value=outside_fid(*features))
+
+
+SETS: dict[type[Sums], list[Callable[[], SetExample]]] = {FID: [fid_of_features, fid_of_pictures]}
+
+
+def named_sets() -> dict[str, SetExample]:
+    return {f"{kind.__name__}-{number}": make() for kind, examples in SETS.items() for number, make in enumerate(examples)}
+
+
+def members(kind: type[Member]) -> list[type[Member]]:
     """Every class of the room that can be made, however deep below; a new file joins by being there."""
     for module in pkgutil.iter_modules(metrics.__path__, f"{metrics.__name__}."):
         importlib.import_module(module.name)
@@ -167,7 +221,7 @@ def members(kind: type[PerImageMetric] = PerImageMetric) -> list[type[PerImageMe
 
 
 def named_examples() -> dict[str, Example]:
-    return {f"{kind.__name__}-{number}": make() for kind in members() for number, make in enumerate(EXAMPLES.get(kind, []))}
+    return {f"{kind.__name__}-{number}": make() for kind in members(PerImageMetric) for number, make in enumerate(EXAMPLES.get(kind, []))}
 
 
 def spoil(example: Example, metric: PerImageMetric) -> None:
@@ -189,5 +243,10 @@ def rank_part(rank: int, meeting: str, folder: str) -> None:
             spoil(example, metric)
         alone = metric.dropped
         told[name] = [metric.compute().item(), alone, metric.dropped, int(metric.count)]
+    for name, one in named_sets().items():
+        whole = one.make()
+        for rows, padding in [([0, 1, 2, 3], 0)] if rank == 0 else [([4], 3), ([5], 0)]:
+            one.feed(whole, rows, padding)
+        told[name] = [whole.compute().item()]
     torch.distributed.destroy_process_group()
     Path(folder, f"{rank}.json").write_text(json.dumps(told), encoding="utf-8")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch_weights as made
@@ -11,9 +14,10 @@ TAPS = {16: [3, 8, 15, 22, 29], 19: [1, 6, 11, 20, 29]}
 """The layers of relu1_2, relu2_2, relu3_3, relu4_3, relu5_3 of VGG-16, and of relu1_1 to relu5_1 of VGG-19."""
 
 
-def conv(image: Array, weight: Array, bias: Array | None = None, stride: int = 1, padding: int = 0) -> Array:
+def conv(image: Array, weight: Array, bias: Array | None = None, stride: int = 1, padding: int | tuple[int, int] = 0) -> Array:
     """Cross-correlation of c x h x w."""
-    padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
+    rows, columns = (padding, padding) if isinstance(padding, int) else padding
+    padded = np.pad(image, ((0, 0), (rows, rows), (columns, columns)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], axis=(1, 2))[:, ::stride, ::stride]
     out = np.tensordot(weight, windows, ([1, 2, 3], [0, 3, 4]))
     return np.asarray(out if bias is None else out + bias[:, None, None])
@@ -77,3 +81,67 @@ def iresnet_twin(image: Array, state: dict[str, Array], units: tuple[int, ...]) 
             image = norm(conv(image, state[f"{name}.downsample.0.weight"], stride=2), state, f"{name}.downsample.1")
         image = image + norm(body, state, f"{name}.bn3")
     return norm(state["fc.weight"] @ norm(image, state, "bn2").ravel() + state["fc.bias"], state, "features")
+
+
+def unit(image: Array, state: dict[str, Array], name: str, stride: int = 1, keep: bool = True) -> Array:
+    """A convolution of Inception with what follows it; it keeps the size of its input, or sees whole windows alone."""
+    weight = state[f"{name}.conv.weight"]
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2) if keep else (0, 0)
+    image = conv(image, weight, stride=stride, padding=padding)
+    mean, variance, gain, bias = (state[f"{name}.bn.{part}"][:, None, None] for part in ("running_mean", "running_var", "weight", "bias"))
+    return np.maximum((image - mean) / np.sqrt(variance + 1e-3) * gain + bias, 0)
+
+
+def around(image: Array, reduce: Callable[..., Array]) -> Array:
+    """A pooling of the 3 x 3 pixels around each, of those that are inside the image."""
+    height, width = image.shape[1:]
+    rows = [[reduce(image[:, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2], axis=(1, 2)) for x in range(width)] for y in range(height)]
+    return np.asarray(rows).transpose(2, 0, 1)
+
+
+def inception_block(image: Array, state: dict[str, Array], name: str, kind: str) -> Array:
+    def run(branch: str, values: Array, **how: Any) -> Array:
+        return unit(values, state, f"{name}.{branch}", **how)
+
+    def chain(branch: str, count: int, **last: Any) -> Array:
+        values = image
+        for number in range(1, count + 1):
+            values = run(f"{branch}_{number}", values, **(last if number == count else {}))
+        return values
+
+    half = {"stride": 2, "keep": False}
+    if kind == "b":
+        return np.concatenate([run("branch3x3", image, **half), chain("branch3x3dbl", 3, **half), pool(image, 3)])
+    if kind == "d":
+        return np.concatenate([chain("branch3x3", 2, **half), chain("branch7x7x3", 4, **half), pool(image, 3)])
+    pooled = run("branch_pool", around(image, np.max if name == "Mixed_7c" else np.mean))
+    first = run("branch1x1", image)
+    if kind == "a":
+        return np.concatenate([first, chain("branch5x5", 2), chain("branch3x3dbl", 3), pooled])
+    if kind == "c":
+        return np.concatenate([first, chain("branch7x7", 3), chain("branch7x7dbl", 5), pooled])
+    once, twice = chain("branch3x3", 1), chain("branch3x3dbl", 2)
+    forked = [run(f"{branch}{end}", values) for branch, values in (("branch3x3_2", once), ("branch3x3dbl_3", twice)) for end in "ab"]
+    return np.concatenate([first, *forked, pooled])
+
+
+def inception_twin(image: Array, state: dict[str, Array]) -> Array:
+    """FID's features of a picture (3 x h x w) in [-1, 1], at its own size."""
+    image = unit(image, state, "Conv2d_1a_3x3", stride=2, keep=False)
+    image = unit(unit(image, state, "Conv2d_2a_3x3", keep=False), state, "Conv2d_2b_3x3")
+    image = unit(unit(pool(image, 3), state, "Conv2d_3b_1x1"), state, "Conv2d_4a_3x3", keep=False)
+    image = pool(image, 3)
+    for name, kind, _, _ in made.INCEPTION_BLOCKS:
+        image = inception_block(image, state, name, kind)
+    return np.asarray(image.mean((1, 2)))
+
+
+def resized_twin(image: Array, side: int) -> Array:
+    """A picture (c x h x w) at another size: the four pixels around each new centre by their nearness; beyond the border the last one."""
+    for axis in (1, 2):
+        count = image.shape[axis]
+        places = np.clip((np.arange(side) + 0.5) * count / side - 0.5, 0, count - 1)
+        before = np.minimum(places.astype(int), count - 2)
+        share = (places - before).reshape(-1, *(1,) * (2 - axis))
+        image = np.take(image, before, axis) * (1 - share) + np.take(image, before + 1, axis) * share
+    return image

@@ -1,7 +1,8 @@
 """Tiny networks with random or rigged weights, saved in the formats in which the real ones are published.
 
 :data:`MAKERS` gives, for each annotator that cannot be made without arguments, a function that writes such weights into a folder and
-returns the arguments. A new annotator with weights joins the contract by an entry here.
+returns the arguments. A new annotator with weights joins the contract by an entry here. dlib's network takes no other weights than the real
+ones, so it gets a copy of those that are installed.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from datasets_toolkit.annotators import Annotator
@@ -19,6 +22,7 @@ from datasets_toolkit.annotators.celebamask import BISENET_CLASSES, CELEBAMASK_C
 from datasets_toolkit.annotators.depth_diffusers import MarigoldDepth
 from datasets_toolkit.annotators.depth_transformers import TransformersDepth
 from datasets_toolkit.annotators.geowizard import GeoWizardDepth, GeoWizardNormals
+from datasets_toolkit.annotators.identity_dlib import INSTALL, NAME, DlibIdentity, installed, packaged_weights
 from datasets_toolkit.annotators.identity_insightface import ArcFaceIdentity
 from datasets_toolkit.annotators.normal_integration import IntegratedDepth
 from datasets_toolkit.annotators.normals_diffusers import MarigoldNormals
@@ -197,6 +201,13 @@ def arcface(folder: Path, size: int = 112, features: int = 512) -> Arguments:
     return {"weights": folder / "arcface.onnx"}
 
 
+def dlib_resnet(folder: Path) -> Arguments:
+    if not installed():
+        pytest.skip(f"dlib's recogniser is not installed: {INSTALL}")
+    folder.mkdir(parents=True)
+    return {"weights": Path(copyfile(packaged_weights(), folder / NAME))}
+
+
 def integrated(folder: Path) -> Arguments:
     return {"normals": {"class_path": "datasets_toolkit.annotators.depth_normals.DepthNormals", "init_args": {"smoothing": 2.0}}}
 
@@ -210,6 +221,7 @@ MAKERS: dict[type[Annotator], Callable[[Path], Arguments]] = {
     SegformerParsing: segformer,
     OnnxParsing: bisenet,
     ArcFaceIdentity: arcface,
+    DlibIdentity: dlib_resnet,
     SyncNet: syncnet,
     IntegratedDepth: integrated,
 }

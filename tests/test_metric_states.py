@@ -18,14 +18,29 @@ import torch
 import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metric_scenes import COUNT, EXAMPLES, Example, Mixed, masked_pictures, members, named_examples, pictures, rank_part, spoil, uniform
+from metric_scenes import (
+    COUNT,
+    EXAMPLES,
+    SETS,
+    Example,
+    Mixed,
+    masked_pictures,
+    members,
+    named_examples,
+    named_sets,
+    pictures,
+    rank_part,
+    spoil,
+    uniform,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional import image as theirs
 
+from mggtalk.metrics.per_image import Sums
 from mggtalk.metrics.states import AED, AKD, CSIM, LPIPS, PSNR, SSIM, FoundShare, Jitter, Mean, PerImageMetric
 
-NAMED = named_examples()
+NAMED, WHOLE = named_examples(), named_sets()
 every = pytest.mark.parametrize("example", NAMED.values(), ids=NAMED)
 
 
@@ -34,12 +49,13 @@ def value(metric: PerImageMetric) -> float:
 
 
 def test_every_metric_has_joined() -> None:
-    missing = [kind.__name__ for kind in members() if kind not in EXAMPLES]
+    every = members(Sums)
+    missing = [kind.__name__ for kind in every if kind not in EXAMPLES and kind not in SETS]
     assert not missing, f"add an example to metric_scenes.py for {missing}"
-    assert len(members()) == len(EXAMPLES) >= 10
-    assert {kind for kind in members() if kind.higher_is_better} == {PSNR, SSIM, CSIM, FoundShare}
-    assert [kind for kind in members() if kind.higher_is_better is None] == [Mean]
-    assert not any(kind.full_state_update for kind in members())
+    assert len(every) == len(EXAMPLES) + len(SETS) >= 11
+    assert {kind for kind in every if kind.higher_is_better} == {PSNR, SSIM, CSIM, FoundShare}
+    assert [kind for kind in every if kind.higher_is_better is None] == [Mean]
+    assert not any(kind.full_state_update for kind in every)
 
 
 @every
@@ -194,6 +210,11 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, A
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(rank_part, args=(str(folder / "meeting"), str(folder)), nprocs=2)
     yield [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_two_processes_join_their_sets(ranks: list[dict[str, Any]], name: str) -> None:
+    assert ranks[0][name] == ranks[1][name] == [pytest.approx(WHOLE[name].value, rel=1e-6)]
 
 
 @pytest.mark.parametrize("name", NAMED)

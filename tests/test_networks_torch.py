@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 import torch_weights as made
-from network_twins import TAPS, activations, iresnet_twin, lpips_twin, numbers
+from network_twins import TAPS, activations, inception_twin, iresnet_twin, lpips_twin, numbers, resized_twin
 from torch import Tensor, nn
 
 from mggtalk.networks import perceptual as module
+from mggtalk.networks.inception import PUBLISHED, Inception
 from mggtalk.networks.iresnet import IResNet, _Backbone
 from mggtalk.networks.lpips import Lpips, published_heads
 from mggtalk.networks.perceptual import FacePerceptual, Perceptual, PerceptualSum, PyramidPerceptual, VggPerceptual, make_perceptual
@@ -47,6 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "alex_heads.pth": made.heads("alex"),
         "vgg_heads.pth": made.heads("vgg"),
         "iresnet.safetensors": made.iresnet((1, 2, 1, 1)),
+        "inception.pth": made.inception(),
     }
     return {name.split(".")[0]: made.write(folder / name, state) for name, state in states.items()}
 
@@ -154,6 +156,53 @@ def test_iresnets_have_the_published_names_and_sizes(depth: int, millions: float
     assert {name: tuple(value.shape) for name, value in backbone.state_dict().items()} == made.iresnet_shapes(made.UNITS[depth])
     assert abs(sum(value.numel() for value in backbone.parameters()) / 1e6 - millions) < 0.02
     assert 2 * sum(made.UNITS[depth]) + 2 == depth
+
+
+def test_inception_against_the_twin(files: dict[str, Path]) -> None:
+    """At a size of its own, whose last maps are 2 x 3; then whole, with the resizing."""
+    network = Inception(files["inception"]).double()
+    state, image = numbers(load_state(files["inception"])), 2 * uniform(8, 1, 3, 107, 139) - 1
+    wanted = inception_twin(image[0].numpy(), state)
+    np.testing.assert_allclose(network.layers(image)[0].numpy(), wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())
+    small = uniform(9, 1, 3, 40, 57)
+    resized = torch.from_numpy(resized_twin(small[0].numpy(), 299))[None]
+    torch.testing.assert_close(network(small), network.layers(2 * resized - 1), rtol=1e-9, atol=1e-9)
+
+
+def test_inception_contract(files: dict[str, Path], tmp_path: Path) -> None:
+    network, image = Inception(files["inception"]), uniform(10, 2, 3, 32, 24).float()
+    batch = network(image)
+    assert batch.shape == (2, 2048) and batch.dtype == torch.float32 and batch.std(0).mean() > 1e-4
+    torch.testing.assert_close(batch, torch.cat([network(one[None]) for one in image]), rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(network.train()(image), batch)
+    assert not any(value.requires_grad for value in network.parameters()) and not network.state_dict()
+    assert network.sha256 == file_hash(files["inception"]) != PUBLISHED and not network.published
+    counted = {name: torch.tensor(7) for name in made.inception_shapes(counters=True) if name.endswith("num_batches_tracked")}
+    state = load_state(files["inception"])
+    again = Inception(made.write(tmp_path / "counted.safetensors", state | counted))
+    assert torch.equal(again(image), batch)
+
+
+def test_other_inceptions_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    """torchvision's has the same names and other numbers; what it makes is no FID."""
+    state = load_state(files["inception"])
+    trained = sum(value.numel() for name, value in state.items() if "running" not in name)
+    assert trained == 23_834_568 + 8 * 2049  # torchvision's, and 8 classes more
+    cases = {
+        "torchvision.pth": (
+            state | {"fc.weight": torch.zeros(1000, 2048), "AuxLogits.fc.bias": torch.zeros(1)},
+            "1000 classes, FID's has 1008",
+        ),
+        "headless.pth": ({name: value for name, value in state.items() if not name.startswith("fc")}, "no entry fc.weight"),
+        "short.pth": ({name: value for name, value in state.items() if "Mixed_7c.branch1x1" not in name}, "it lacks Mixed_7c.branch1x1"),
+        "more.pth": (state | {"AuxLogits.fc.bias": torch.zeros(1)}, "unknown AuxLogits.fc.bias"),
+    }
+    for name, (wrong, reason) in cases.items():
+        with pytest.raises(WeightsError, match=reason) as caught:
+            Inception(made.write(tmp_path / name, wrong))
+        assert str(caught.value).startswith(str(tmp_path / name)) and "\n" not in str(caught.value)
+        assert "pt_inception-2015-12-05" in str(caught.value) or "weights of that network" in str(caught.value)
 
 
 # ---- weights ----------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mggtalk.metrics.functional import aed, akd, apd, csim, jitter, psnr, ssim
+from mggtalk.metrics.functional import aed, akd, apd, csim, id_distance, jitter, psnr, ssim
 
-__all__ = ["aed", "akd", "apd", "csim", "jitter", "psnr", "ssim"]
+__all__ = ["aed", "akd", "apd", "csim", "id_distance", "jitter", "psnr", "ssim"]

@@ -109,6 +109,17 @@ def csim(embedding: Float[Tensor, "b k"], target: Float[Tensor, "b k"]) -> Float
     return cosine_similarity(embedding, target, dim=-1, eps=0)
 
 
+def id_distance(descriptor: Float[Tensor, "b k"], target: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
+    """Euclidean distance of the identity descriptors of each pair of faces; NaN where one is 0, which stands for no face.
+
+    Raises:
+        ValueError: shapes or dtypes differ, or values are no floats.
+    """
+    _check(descriptor, target, 2)
+    there = descriptor.ne(0).any(-1) & target.ne(0).any(-1)
+    return torch.where(there, (descriptor - target).norm(dim=-1), torch.nan)
+
+
 def jitter(landmarks: Float[Tensor, "t n 2"], found: Bool[Tensor, " t"] | None = None) -> Float[Tensor, ""]:
     """Mean length of the second difference over time of landmarks (pixels) of consecutive frames; 0 for any uniform motion.
 

@@ -15,19 +15,27 @@ from torchmetrics.utilities.prints import rank_zero_only
 log = logging.getLogger(__name__)
 
 
-class PerImageMetric(Metric):
+class Sums(Metric):
+    """A metric whose states are sums, added up over processes; they move with the module, and keep their types when a module is cast."""
+
+    full_state_update = False
+    is_differentiable = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        """Follow the module to another device, but never to another type: bfloat16 would stop counting at 256."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
+
+
+class PerImageMetric(Sums):
     """The mean of one value for each image; a subclass brings ``update``, which gives the values to :meth:`_add`.
 
     ``valid`` of every update leaves out what fills up a last batch, whatever lies there. A value that is not finite (a rendering that is
     NaN) or not defined (a mask without pixels) does not enter the mean: it is counted in :attr:`dropped`, and ``compute`` tells it in the
     log. Without any value the mean is NaN.
 
-    States are a double and two integers, added up over processes by ``compute``; they move with the module, and keep their types when a
-    module is cast. In a ``MetricCollection`` give ``compute_groups=False``: it takes two metrics for one if their first values are equal.
+    States are a double and two integers, added up over processes by ``compute``. In a ``MetricCollection`` give ``compute_groups=False``:
+    it takes two metrics for one if their first values are equal.
     """
-
-    full_state_update = False
-    is_differentiable = False
 
     total: Tensor
     count: Tensor
@@ -44,7 +52,7 @@ class PerImageMetric(Metric):
         """The mean over all images of all processes, a double."""
         self._everywhere, counted = int(self.missing), int(self.count)
         if self._everywhere:
-            _tell(type(self).__name__, self._everywhere, self._everywhere + counted)
+            tell_dropped(type(self).__name__, self._everywhere, self._everywhere + counted, "the mean")
         return self.total / self.count
 
     @property
@@ -60,11 +68,8 @@ class PerImageMetric(Metric):
         self.count = self.count + known.sum()
         self.missing = self.missing + (~known).sum()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
-        """Follow the module to another device, but never to another type: bfloat16 would stop counting at 256."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
-
 
 @rank_zero_only
-def _tell(name: str, dropped: int, all_: int) -> None:
-    log.warning("%s: %d of %d values are not finite or not defined and left out of the mean", name, dropped, all_)
+def tell_dropped(name: str, dropped: int, all_: int, result: str) -> None:
+    """Say in the log what is left out of a result."""
+    log.warning("%s: %d of %d values are not finite or not defined and left out of %s", name, dropped, all_, result)

@@ -30,7 +30,7 @@ class Mean(PerImageMetric):
 
     def update(self, values: Float[Tensor, " b"], valid: Bool[Tensor, " b"] | None = None) -> None:
         """Add one value for each image."""
-        self._add(_chosen(values, valid))
+        self._add(chosen(values, valid))
 
 
 class PSNR(PerImageMetric):
@@ -55,7 +55,7 @@ class PSNR(PerImageMetric):
         valid: Bool[Tensor, " b"] | None = None,
     ) -> None:
         """Add images in [0, 1]; with ``mask`` (weights) of the masked pixels alone. Images without any are dropped."""
-        values = _each(functional.psnr, _chosen(image, valid), _chosen(target, valid), None if mask is None else _chosen(mask, valid))
+        values = _each(functional.psnr, chosen(image, valid), chosen(target, valid), None if mask is None else chosen(mask, valid))
         self._add(values.clamp(max=self.limit))
 
 
@@ -72,8 +72,8 @@ class SSIM(PerImageMetric):
         valid: Bool[Tensor, " b"] | None = None,
     ) -> None:
         """As :meth:`PSNR.update`; the mask counts 5 pixels from the border on, where whole windows lie inside the image."""
-        masks = None if mask is None else _chosen(mask, valid)
-        self._add(_each(functional.ssim, _chosen(image, valid), _chosen(target, valid), masks, border=WINDOW // 2))
+        masks = None if mask is None else chosen(mask, valid)
+        self._add(_each(functional.ssim, chosen(image, valid), chosen(target, valid), masks, border=WINDOW // 2))
 
 
 class LPIPS(PerImageMetric):
@@ -89,11 +89,11 @@ class LPIPS(PerImageMetric):
 
     def __init__(self, network: Distances, **options: Any) -> None:
         super().__init__(**options)
-        self.network = _Aside(network)
+        self.network = Aside(network)
 
     def update(self, image: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"], valid: Bool[Tensor, " b"] | None = None) -> None:
         """Add images in [0, 1]."""
-        self._add(self.network(_chosen(image, valid), _chosen(target, valid)))
+        self._add(self.network(chosen(image, valid), chosen(target, valid)))
 
 
 class CSIM(PerImageMetric):
@@ -109,11 +109,11 @@ class CSIM(PerImageMetric):
 
     def __init__(self, embedder: Embedder | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self.embedder = None if embedder is None else _Aside(embedder)
+        self.embedder = None if embedder is None else Aside(embedder)
 
     def update(self, image: Float[Tensor, "b ..."], target: Float[Tensor, "b ..."], valid: Bool[Tensor, " b"] | None = None) -> None:
         """Add pairs of embeddings, or of images if there is an embedder; pairs with an embedding that is 0 are dropped."""
-        pair = (_chosen(image, valid), _chosen(target, valid))
+        pair = (chosen(image, valid), chosen(target, valid))
         first, second = pair if self.embedder is None else (self.embedder(images) for images in pair)
         self._add(functional.csim(_exact(first), _exact(second).to(first.device)) if len(first) else first.new_zeros(0))
 
@@ -125,7 +125,7 @@ class AKD(PerImageMetric):
 
     def update(self, landmarks: Float[Tensor, "b n 2"], target: Float[Tensor, "b n 2"], valid: Bool[Tensor, " b"] | None = None) -> None:
         """Add landmarks in pixels, by protocol of a 512 frame (as :class:`mggtalk.metrics.tracked.ReadFaces` has them)."""
-        self._add(functional.akd(_exact(_chosen(landmarks, valid)), _exact(_chosen(target, valid))))
+        self._add(functional.akd(_exact(chosen(landmarks, valid)), _exact(chosen(target, valid))))
 
 
 class AED(PerImageMetric):
@@ -135,7 +135,7 @@ class AED(PerImageMetric):
 
     def update(self, expression: Float[Tensor, "b e"], target: Float[Tensor, "b e"], valid: Bool[Tensor, " b"] | None = None) -> None:
         """Add expressions."""
-        self._add(functional.aed(_exact(_chosen(expression, valid)), _exact(_chosen(target, valid))))
+        self._add(functional.aed(_exact(chosen(expression, valid)), _exact(chosen(target, valid))))
 
 
 class APD(PerImageMetric):
@@ -145,7 +145,7 @@ class APD(PerImageMetric):
 
     def update(self, pose: Float[Tensor, "b 3"], target: Float[Tensor, "b 3"], valid: Bool[Tensor, " b"] | None = None) -> None:
         """Add yaw, pitch and roll, degrees."""
-        self._add(functional.apd(_exact(_chosen(pose, valid)), _exact(_chosen(target, valid))))
+        self._add(functional.apd(_exact(chosen(pose, valid)), _exact(chosen(target, valid))))
 
 
 class FoundShare(PerImageMetric):
@@ -155,7 +155,7 @@ class FoundShare(PerImageMetric):
 
     def update(self, found: Bool[Tensor, " b"], valid: Bool[Tensor, " b"] | None = None) -> None:
         """Add images; give as ``valid`` those in whose ground truth a face is found."""
-        self._add(_chosen(found, valid).double())
+        self._add(chosen(found, valid).double())
 
 
 class Jitter(PerImageMetric):
@@ -171,7 +171,7 @@ class Jitter(PerImageMetric):
             self._add(functional.jitter(_exact(landmarks), None if found is None else found.to(landmarks.device))[None])
 
 
-class _Aside:
+class Aside:
     """A function that a metric uses but does not own: no submodule, and copies of the metric share it."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
@@ -190,11 +190,11 @@ class _Aside:
             raise ValueError(f"{type(self.function).__name__} makes {tuple(values.shape)} of {len(images[0])} images, not a row for each")
         return values
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Aside:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Aside:
         return self
 
 
-def _chosen(values: Tensor, valid: Bool[Tensor, " b"] | None) -> Tensor:
+def chosen(values: Tensor, valid: Bool[Tensor, " b"] | None) -> Tensor:
     """The valid entries: what lies in the others may be anything, so it is not even computed with."""
     return values if valid is None else values[valid.to(values.device)]
 
