@@ -233,7 +233,7 @@ def _animate(parsed: argparse.Namespace) -> None:
         start = time.perf_counter()
         avatar = head.reconstruct(parsed.source, face=parsed.face)
         print(f"building the portrait: {time.perf_counter() - start:.1f} s")
-        motion, fps, sound = _driver(parsed, head)
+        motion, fps, sound = _driver(parsed, head, avatar)
         rate, sheet = _write(parsed, head, avatar, motion, control, fps, sound, record)
     print(f"animating and encoding: {rate:.1f} frames/s at {parsed.size} x {parsed.size}")
     print(parsed.output)
@@ -275,12 +275,12 @@ def _check_folder(path: Path) -> None:
         raise MediaError(f"{path}: the folder {path.parent} cannot be written to; choose another output")
 
 
-def _driver(parsed: argparse.Namespace, head: TalkingHead) -> tuple[Motion, Fraction, Path | None]:
+def _driver(parsed: argparse.Namespace, head: TalkingHead, avatar: Avatar) -> tuple[Motion, Fraction, Path | None]:
     """The motion, its frame rate, and the file with its sound."""
     if parsed.audio is None:
         return _seen_driver(parsed, head)
     seen = _seen_driver(argparse.Namespace(**{**vars(parsed), "sound": False}), head) if parsed.driving or parsed.motion else None
-    motion, fps = speak(parsed, head.face_model, seen[0] if seen else None, seen[1] if seen else None)
+    motion, fps = speak(parsed, head.face_model, head.neutral(avatar), seen[0] if seen else None, seen[1] if seen else None)
     return motion, fps, parsed.audio if parsed.sound else None
 
 

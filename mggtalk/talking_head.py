@@ -21,6 +21,7 @@ from types import TracebackType
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from datasets_toolkit.annotators import FaceCrop
 from datasets_toolkit.annotators.depth_normals import DepthNormals
@@ -149,6 +150,11 @@ class TalkingHead:
         identity = self.model.reconstruct(frame)
         prepared = self.model.prepare(identity)
         return Avatar(image=pixels, crop=crop, annotations=annotations, frame=frame, identity=identity, prepared=prepared)
+
+    def neutral(self, avatar: Avatar) -> Float[torch.Tensor, "v 3"]:
+        """The neutral face that the avatar's expressions are about: its mesh in canonical space, cm."""
+        mesh, expression = torch.from_numpy(np.asarray(avatar.crop.mesh)), avatar.frame.expression[0]
+        return mesh.to(self.face_model.mean) - self.face_model.displacement(expression.to(self.face_model.mean))
 
     def track(self, video: str | Path, *, face: int = 0, smooth: bool = True, progress: Progress = iter) -> Motion:
         """The motion of a face in a video.

@@ -32,12 +32,15 @@ def voice_clip(seconds: float, seed: int, late: int = 0, person: str = "", encod
     face, jaw = FaceModel(), torch.from_numpy(said.at(times - late / 50)[0]).float()
     expression = torch.zeros(len(times), face.expression_size)
     expression[:, JAW] = 0.6 * jaw
+    closing = face.closing(face.mean)
     features = (encoder or LogMel())(torch.from_numpy(np.pad(said.samples, (0, 16000)) / np.float32(32768)))[: len(times)]
     return SpeechClip(
         features=features,
         expression=expression,
-        opening=mouth_opening(face.mean + face.displacement(expression)),
-        points=face.mean[list(OPENING_VERTICES)],
+        opening=mouth_opening(face.mean + face.displacement(closing + expression)),
+        bilabial=torch.zeros(len(times)),
+        understood=torch.tensor(False),
+        points=(face.mean + face.displacement(closing))[list(OPENING_VERTICES)],
         style=torch.tensor([-3.5, -3.8, 0.1, 2.0]),
         rows=torch.tensor([seed, seed]),
         name=f"clip{seed}",

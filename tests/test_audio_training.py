@@ -177,7 +177,7 @@ def test_an_export_of_sound_is_what_the_stage_hears(root: Path) -> None:
 
 def test_the_benchmark_and_the_measured_behaviour_read_the_data(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder, name, arguments in (
-        ("benchmarks", "audio", ["--shards", root, "--quick", "--json", tmp_path / "all.json"]),
+        ("benchmarks", "audio", ["--shards", root, "--quick", "--phones", "--json", tmp_path / "all.json"]),
         ("tools", "fit_behaviour", ["--shards", root, "--output", tmp_path / "behaviour.yaml"]),
     ):
         spec = importlib.util.spec_from_file_location(f"{folder}_{name}", EXPERIMENTS.parent / folder / f"{name}.py")
@@ -191,9 +191,10 @@ def test_the_benchmark_and_the_measured_behaviour_read_the_data(root: Path, tmp_
             with pytest.raises(SystemExit, match="no training clip of 2 s"):
                 script.main([str(argument) for argument in arguments])
     out = capsys.readouterr().out
-    assert "| regression on loudness |" in out and "| network |" in out and "silence, opening over neutral: 1" in out
+    assert "| regression on loudness |" in out and "| network |" in out and "silence, opening: 0.0" in out
     report = json.loads((tmp_path / "all.json").read_text())
     assert {row["method"] for row in report["clips"]} >= {"regression on loudness", "network"}
+    assert "| method | closures heard |" in out and all(row["closures"]["kept"] <= row["closures"]["seen"] for row in report["closures"])
 
 
 def test_the_suite_of_speech_says_what_the_script_says(root: Path, tmp_path: Path) -> None:

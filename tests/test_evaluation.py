@@ -14,14 +14,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_weights import ALEXNET, convolutions, write
+from scipy.spatial.distance import cosine
+from torch_weights import ALEXNET, convolutions, inception, write
 
+from datasets_toolkit.annotators.identity_dlib import INSTALL, SHA256, DlibIdentity, installed
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.shards.shard_reader import ShardReader
 from datasets_toolkit.synthetic import build_synthetic
-from mggtalk.evaluation import protocol
+from mggtalk.evaluation import command, protocol
 from mggtalk.evaluation.cases import Studio
-from mggtalk.evaluation.command import main, write_inputs
+from mggtalk.evaluation.command import _recogniser, main, write_inputs
 from mggtalk.evaluation.methods import BASES, REPEATED, WARP, Method, Model, Predictions, Repeated, Warp
 from mggtalk.evaluation.protocol import SUITES, Suite, checked, load_suite, plan
 from mggtalk.evaluation.results import read_results
@@ -32,6 +34,7 @@ from mggtalk.geometry.face_model import FaceModel
 from mggtalk.rendering.factory import make_renderer
 
 SIZE = 128
+TRAIN = {"name": "here", "kind": "self", "split": "train", "size": SIZE}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,8 @@ def test_suites_of_the_project_are_read_by_name_and_by_path(path: Path) -> None:
         ("frames: 3", "kind is None"),
         ("kind: self\nframes: 0", "frames is 0"),
         ("kind: self\nsize: 100", "size is 100"),
+        ("kind: self\npeople: 16", "people is 16, expected a list"),
+        ("kind: self\nskip: palm", "skip is 'palm', expected a list"),
         ("kind: [self", "YAML"),
         ("- self", "nothing that a suite says"),
     ],
@@ -92,6 +97,16 @@ def test_what_no_suite_can_mean_is_told_with_its_name(tmp_path: Path, text: str,
 def test_an_unknown_suite_is_told_with_those_that_are_there() -> None:
     with pytest.raises(UserError, match="cross, self"):
         load_suite("selv")
+
+
+def test_skipped_clips_are_left_out() -> None:
+    index, clips = tables({"a0": ("val", "anna", 3), "a1": ("val", "anna", 3), "b0": ("val", "bert", 3)})
+    suite = Suite(name="self", kind="self", skip=("a0",))
+    assert [pair.driver for pair in plan(index, clips, suite)] == ["a1", "b0"]
+    crossed = plan(index, clips, replace(suite, kind="cross"))
+    assert {pair.driver for pair in crossed} == {"a1", "b0"} and all("a0" not in pair.name for pair in crossed)
+    with pytest.raises(UserError, match="split 'val' has no clip 'c0'"):
+        plan(index, clips, replace(suite, skip=("c0",)))
 
 
 @settings(deadline=None)
@@ -188,6 +203,35 @@ def test_the_truth_scores_as_well_as_anything_can(studio: Studio, reader: ShardR
     assert scorer.identity(own, own) == {"shape": 0}
 
 
+@pytest.mark.skipif(not installed(), reason=f"dlib's recogniser is not installed: {INSTALL}")
+def test_dlib_measures_identity_where_it_is_installed(studio: Studio, reader: ShardReader) -> None:
+    """Against the annotator itself on the same crops; without a word on the command line its weights are found."""
+    mine, other = (plan(reader.index, reader.clips, checked({**TRAIN, "frames": 3}, "here"))[row] for row in (0, 1))
+    truths = [studio.truth(one.rows[one.compared], one.source) for one in (mine, other)]
+    with Scorer(Weights(dlib=_recogniser(None))) as measuring, DlibIdentity() as network:
+        output, source = (measuring.see(truth.pictures, truth.intrinsics, truth.landmarks) for truth in truths)
+        source = replace(source, faces=source.faces[:1], neutral=source.neutral[:1], crops=source.crops[:1])
+        values = measuring.identity(output, source)
+        found, (wanted,) = ([network.descriptor(crop) for crop in seen.crops if crop is not None] for seen in (output, source))
+        described = {metric.name: metric for metric in measuring.described("cross", jitter=False)[0]}
+        again = measuring.identity(source, source)
+    assert len(found) == 3
+    assert values["id_distance"] == pytest.approx(np.mean([np.linalg.norm(one - wanted) for one in found]), abs=1e-5)
+    assert values["csim_dlib"] == pytest.approx(np.mean([1 - cosine(one, wanted) for one in found]), abs=1e-5)
+    assert again["id_distance"] == 0 and again["csim_dlib"] == pytest.approx(1)
+    assert described["csim_dlib"].model["sha256"] == SHA256 and "CC0" in described["id_distance"].model["licence"]
+    assert described["csim_dlib"].title != "CSIM" and described["id_distance"].better == "lower"
+
+
+def test_the_recogniser_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _recogniser("none") is None
+    assert _recogniser(str(tmp_path / "own.dat")) == tmp_path / "own.dat"
+    with pytest.raises(UserError, match=r"own\.dat: no such weights"):
+        Scorer(Weights(dlib=tmp_path / "own.dat"))
+    monkeypatch.setattr(command, "dlib_installed", lambda: False)
+    assert _recogniser(None) is None
+
+
 def test_wrapped_psnr_is_that_of_eight_bit_arithmetic() -> None:
     random = np.random.default_rng(0)
     first, second = random.integers(0, 256, (2, 2, 3, 8, 8), np.uint8)
@@ -232,14 +276,14 @@ def test_the_command_measures_draws_and_writes_what_can_be_read_back(reader: Sha
     write(tmp_path / "alexnet.pth", convolutions(ALEXNET))
     changes = ["--config", "split=train", "--config", "frames=2", "--config", f"size={SIZE}", "--config", "run=3", "--config", "films=1"]
     out = tmp_path / "out"
-    weights = ["--alexnet", str(tmp_path / "alexnet.pth")]
+    weights = ["--alexnet", str(tmp_path / "alexnet.pth"), "--recogniser", "none"]
     main(
         ["--suite", "self", "--model", "bases", "--shards", root, "--predictions", f"copy={theirs}", "--out", str(out), *weights, *changes]
     )
     results = read_results(out / "self.json")
     assert results.methods == (BASES, REPEATED, WARP, "copy", OWN) and len(results.pairs) == 2 and not results.refused
     assert results.data["people of the training split among them"] == people_of_splits(reader)["train"]
-    assert [missing.title for missing in results.missing] == ["CSIM"]
+    assert [missing.title for missing in results.missing] == ["CSIM", "CSIM dlib, ID distance", "FID"]
     for one in results.pairs:
         assert set(one.values[BASES]) == {metric.name for metric in results.metrics} and len(one.frames) == 2
         assert one.values["copy"]["psnr"] > 40 and one.values["copy"]["akd"] < 1 < one.values[REPEATED]["akd"]
@@ -248,6 +292,29 @@ def test_the_command_measures_draws_and_writes_what_can_be_read_back(reader: Sha
     page = (out / "self.html").read_text()
     assert page.count("data:video/mp4;base64,") == 2 and len(list((out / "media").glob("*.mp4"))) == 2
     assert "| PSNR head" in (out / "self.md").read_text()
+
+
+def test_fid_is_of_the_pictures_of_the_pairs_that_were_measured(reader: ShardReader, tmp_path: Path) -> None:
+    """Another system has pictures of one pair alone: the other is refused, and none of its pictures counts."""
+    suite = Suite(name="cross", kind="cross", split="train", size=SIZE)
+    first, second = plan(reader.index, reader.clips, suite)
+    (tmp_path / "theirs").mkdir()
+    write_inputs(reader, suite, tmp_path / "inputs")
+    (tmp_path / "inputs" / first.name / "driving.mp4").rename(tmp_path / "theirs" / f"{first.name}.mp4")
+    weights = ["--inception", str(write(tmp_path / "inception.pth", inception())), "--recogniser", "none"]
+    settings = [f"--config={word}" for word in ("split=train", "frames=3", f"size={SIZE}", "drivers=1", "films=0")]
+    words = ["--suite", "cross", "--model", "bases", "--shards", str(reader.storage.root), "--predictions", str(tmp_path / "theirs")]
+    main([*words, "--out", str(tmp_path / "out"), *weights, *settings])
+    results = read_results(tmp_path / "out" / "cross.json")
+    assert list(results.refused) == [second.name] and "FID" not in [missing.title for missing in results.missing]
+    (found,) = results.sets
+    assert (
+        found.pictures == dict.fromkeys((BASES, REPEATED, WARP, "theirs"), 3) and found.real == 3 + 3
+    )  # the source's clip and the driver's
+    assert found.values["theirs"] < found.values[REPEATED] and all(value > 0 for value in found.values.values())
+    for report in ("cross.md", "cross.html"):
+        text = (tmp_path / "out" / report).read_text()
+        assert "Real pictures: 6." in text and "Chong and Forsyth" in text and f"{found.values[WARP]:.4g}" in text
 
 
 def test_settings_that_no_suite_has_are_refused(reader: ShardReader, tmp_path: Path) -> None:

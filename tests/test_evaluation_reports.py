@@ -24,7 +24,7 @@ from datasets_toolkit.media.video_writer import VideoWriter
 from mggtalk.evaluation.grids import grid, worst_and_best
 from mggtalk.evaluation.markdown import decimals, escaped, markdown
 from mggtalk.evaluation.page import page_of
-from mggtalk.evaluation.results import Metric, Missing, PairResult, SuiteResult, read_results, write_results
+from mggtalk.evaluation.results import Metric, Missing, PairResult, SetDistance, SuiteResult, read_results, write_results
 from mggtalk.evaluation.summary import Estimate, better, summarise, summary_record
 
 METHODS = ("ours", "source repeated", "2D warp")
@@ -69,6 +69,15 @@ def suite(table: Table, **changes: Any) -> SuiteResult:
         refused={"broken": "no face in it"},
     )
     return replace(whole, **changes)
+
+
+def sets() -> tuple[SetDistance, ...]:
+    return (
+        SetDistance(
+            metric=metric("fid", "lower"), values={"ours": 123.456, "2D | warp": NAN}, pictures={"ours": 40, "2D | warp": 1}, real=77,
+            text="Of <too> few.",
+        ),
+    )  # fmt: skip
 
 
 def random_table(people: int, seed: int, sizes: Callable[[int], int] = lambda index: 1 + index % 3, missing: float = 0.0) -> Table:
@@ -192,12 +201,27 @@ def test_better_and_worse(low: float, high: float, higher: str, lower: str) -> N
 
 
 def test_results_come_back_from_their_file(tmp_path: Path) -> None:
-    results = suite({"a": [[1.25, NAN, 0.1 + 0.2]], "b|ü": [[-3.0, 1e-12, 7.0]]}, metrics=(metric("psnr"), metric("akd", "lower")))
+    results = suite(
+        {"a": [[1.25, NAN, 0.1 + 0.2]], "b|ü": [[-3.0, 1e-12, 7.0]]}, metrics=(metric("psnr"), metric("akd", "lower")), sets=sets()
+    )
     write_results(tmp_path / "a.json", results, {"summary": summary_record(summarise(results, 20))})
     back = read_results(tmp_path / "a.json")
     assert repr(back) == repr(results)  # NaN differs from itself, but not in words
     write_results(tmp_path / "b.json", back, {"summary": summary_record(summarise(back, 20))})
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    older = {name: value for name, value in json.loads((tmp_path / "a.json").read_text()).items() if name != "sets"}
+    (tmp_path / "c.json").write_text(json.dumps(older))
+    assert read_results(tmp_path / "c.json").sets == ()
+
+
+def test_metrics_of_all_pictures_have_a_table_of_their_own() -> None:
+    results = suite({"a": [[1.0]]}, sets=sets())
+    text, found = markdown(results, summarise(results, 5)), Balanced()
+    assert "| method | FID (dB) ↓ | pictures |" in text and r"| 2D \| warp | not measured | 1 |" in text
+    assert "| ours | 123.5 | 40 |" in text and r"Real pictures: 77. Of \<too\> few." in text
+    assert text.index("## Means") < text.index("## FID") < text.index("## Differences") and "- **FID (dB) ↓**: What. Lower" in text
+    found.feed(page_of(results, summarise(results, 5), {}))
+    assert {"123.5", "40", "not measured", "Real pictures: 77. Of <too> few."} <= set(found.text)
 
 
 DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -207,6 +231,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "pairs without names": lambda values: {**values, "pairs": [{"values": {}, "frames": []}]},
     "a text for a number": lambda values: {**values, "pairs": [{**values["pairs"][0], "values": {"ours": {"psnr": "high"}}}]},
     "an unknown field": lambda values: {**values, "metrics": [{**values["metrics"][0], "weight": 3}]},
+    "sets without a metric": lambda values: {**values, "sets": [{"values": {}, "pictures": {}, "real": 1, "text": ""}]},
     "methods that are nothing": lambda values: {**values, "methods": None},
 }
 

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from datasets_toolkit.errors import UserError
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
     from mggtalk.audio.driver import AudioDriver
     from mggtalk.audio.stream import SpeechControl
     from mggtalk.geometry.face_model import FaceModel
@@ -27,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--audio", type=Path, help="file with speech that drives the mouth; alone, or with --driving or --motion for the rest"
     )
     speech.add_argument("--audio-model", type=Path, help="folder of a model of speech (default: the small one of the project)")
-    speech.add_argument("--mouth-gain", type=float, default=1.5, help="strength of the mouth's movement, 0 none (default %(default)s)")
+    speech.add_argument("--mouth-gain", type=float, default=1.8, help="strength of the mouth's movement, 0 none (default %(default)s)")
     speech.add_argument(
         "--style",
         default="",
@@ -51,8 +54,17 @@ def check_speech(parsed: argparse.Namespace) -> None:
         sound_start(parsed.audio)
 
 
-def speak(parsed: argparse.Namespace, face_model: FaceModel, motion: Motion | None, fps: Fraction | None) -> tuple[Motion, Fraction]:
+def speak(
+    parsed: argparse.Namespace, face_model: FaceModel, face: Float[Tensor, "v 3"], motion: Motion | None, fps: Fraction | None
+) -> tuple[Motion, Fraction]:
     """The motion of the speech that ``--audio`` names, and its frame rate; with a tracked motion, that motion with the speech's mouth.
+
+    Args:
+        parsed: the arguments.
+        face_model: of the expressions.
+        face: neutral face of the portrait, cm.
+        motion: tracked, if there is one.
+        fps: its frame rate.
 
     Raises:
         UserError: a file cannot be read, or a number makes no sense.
@@ -63,7 +75,10 @@ def speak(parsed: argparse.Namespace, face_model: FaceModel, motion: Motion | No
     start = time.perf_counter()
     driver = AudioDriver.from_pretrained(parsed.audio_model or TINY, face_model)
     control = control_of(parsed, driver)
-    spoken = driver.motion(parsed.audio, control, fps=FPS) if motion is None else driver.dub(motion, parsed.audio, control)
+    if motion is None:
+        spoken = driver.motion(parsed.audio, control, fps=FPS, face=face)
+    else:
+        spoken = driver.dub(motion, parsed.audio, control, face=face)
     seconds = float(spoken.times[-1] - spoken.times[0])
     print(f"listening: {seconds / max(time.perf_counter() - start, 1e-9):.0f} times real time")
     return spoken, fps or FPS

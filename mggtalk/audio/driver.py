@@ -1,8 +1,11 @@
 """The audio driver: speech to the Motion that a video driver would have given.
 
 >>> driver = AudioDriver.from_pretrained()
->>> motion = driver.motion("speech.wav")
+>>> motion = driver.motion("speech.wav", face=head.neutral(avatar))
 >>> for frame in head.animate(avatar, motion): ...
+
+In silence the lips are closed. What closes them depends on the face: a neutral face, about which expressions are, has them parted. Where no
+``face`` (its neutral mesh in canonical space, cm) is given, the mean face's are closed.
 
 Sound goes through in blocks: features, network and behaviour keep a state from one to the next, so memory does not depend on the length,
 and a stream gives what the whole file gives.
@@ -65,26 +68,40 @@ class AudioDriver:
         """Seconds that a stream waits for after a frame."""
         return self.network.ahead
 
-    def spoken(self, blocks: Iterable[Float[Tensor, " _"]], control: SpeechControl | None = None) -> Iterator[Spoken]:
+    def rest(self, face: Float[Tensor, "v 3"] | None = None) -> Float[Tensor, " e"]:
+        """The expression of a silent face."""
+        return self.face_model.closing(self.face_model.mean if face is None else face.to(self.face_model.mean)).cpu()
+
+    def spoken(
+        self, blocks: Iterable[Float[Tensor, " _"]], control: SpeechControl | None = None, face: Float[Tensor, "v 3"] | None = None
+    ) -> Iterator[Spoken]:
         """Frames of 20 ms for consecutive blocks of sound (mono, 16 kHz, in [-1, 1])."""
-        stream = SpeechStream(self.network, self.behaviour, control or SpeechControl())
+        stream = SpeechStream(self.network, self.behaviour, control or SpeechControl(), self.rest(face))
         for block in blocks:
             yield stream.push(block)
         yield stream.finish()
 
-    def motion(self, sound: str | Path, control: SpeechControl | None = None, *, fps: Fraction = Fraction(25)) -> Motion:
+    def motion(
+        self,
+        sound: str | Path,
+        control: SpeechControl | None = None,
+        *,
+        fps: Fraction = Fraction(25),
+        face: Float[Tensor, "v 3"] | None = None,
+    ) -> Motion:
         """The motion of a face that says what a file holds; its times are on the clock of the file, from the first sample on.
 
         Args:
             sound: any file with a sound track.
             control: how the face talks.
             fps: frames a second of the motion.
+            face: neutral face of who is to say it.
 
         Raises:
             MediaError: the file is missing, unreadable, or has no sound.
         """
         begin = sound_start(Path(sound))
-        motion = self.motion_of(read_blocks(Path(sound)), control, fps=fps, name=str(sound))
+        motion = self.motion_of(read_blocks(Path(sound)), control, fps=fps, name=str(sound), face=face)
         return replace(motion, times=motion.times + begin)
 
     def motion_of(
@@ -94,6 +111,7 @@ class AudioDriver:
         *,
         fps: Fraction = Fraction(25),
         name: str = "sound",
+        face: Float[Tensor, "v 3"] | None = None,
     ) -> Motion:
         """As :meth:`motion`, of blocks of samples.
 
@@ -102,7 +120,7 @@ class AudioDriver:
         """
         if fps <= 0:
             raise ValueError(f"fps must be positive, got {fps}")
-        parts = list(resampled(self.spoken(blocks, control), float(FRAME_RATE / fps)))
+        parts = list(resampled(self.spoken(blocks, control, face), float(FRAME_RATE / fps)))
         if not parts:
             raise UserError(f"{name}: holds no sound at all; give a file with speech")
         expression, angles = (torch.cat([getattr(part, key) for part in parts]) for key in ("expression", "angles"))
@@ -115,7 +133,9 @@ class AudioDriver:
             focal=torch.tensor(FOCAL_SCALE),
         )
 
-    def dub(self, motion: Motion, sound: str | Path, control: SpeechControl | None = None) -> Motion:
+    def dub(
+        self, motion: Motion, sound: str | Path, control: SpeechControl | None = None, *, face: Float[Tensor, "v 3"] | None = None
+    ) -> Motion:
         """A tracked motion that says what a file holds: mouth and jaw are the speech's, all else stays.
 
         Times of both are on one clock. Where there is no sound the mouth is closed; what sounds longer than the motion is left out, with a
@@ -125,11 +145,11 @@ class AudioDriver:
             MediaError: as :meth:`motion`.
         """
         still = SpeechControl(**{**vars(control or SpeechControl()), "strengths": Strengths(blink=0.0, gaze=0.0, head=0.0)})
-        said = torch.cat([part.expression for part in self.spoken(read_blocks(Path(sound)), still)])
+        said, rest = torch.cat([part.expression for part in self.spoken(read_blocks(Path(sound)), still, face)]), self.rest(face)
         places = (motion.times.double() - sound_start(Path(sound))) * FRAME_RATE
         if (longer := len(said) - 1 - float(places[-1])) > FRAME_RATE:
             log.warning("%s: goes on for %.1f s after the last frame of the motion; that is left out", sound, longer / FRAME_RATE)
-        return dubbed(motion, between(said, places), self.face_model)
+        return dubbed(motion, rest + between(said - rest, places), self.face_model)
 
     def poses(self, angles: Float[Tensor, "t 3"]) -> Float[Tensor, "t 4 4"]:
         """Head poses (cm) that turn by yaw, pitch and roll (radians) about the pivot in the neck, ``behaviour.depth`` before the camera."""

@@ -37,7 +37,7 @@ class SpeechControl:
         ValueError: a strength is negative or not finite, or a style has too many numbers.
     """
 
-    mouth_gain: float = 1.5
+    mouth_gain: float = 1.8
     style: tuple[float, ...] = ()
     strengths: Strengths = field(default_factory=Strengths)
     seed: int = 0
@@ -68,10 +68,11 @@ class SpeechStream:
         network: speech to expression.
         behaviour: blinks, gaze and head motion.
         control: how the face talks.
+        rest: expression of the silent face, which the network's are added to; see :meth:`FaceModel.closing`.
     """
 
-    def __init__(self, network: AudioNetwork, behaviour: Behaviour, control: SpeechControl) -> None:
-        self._network, self._gain = network, control.mouth_gain
+    def __init__(self, network: AudioNetwork, behaviour: Behaviour, control: SpeechControl, rest: Float[Tensor, " e"]) -> None:
+        self._network, self._gain, self._rest = network, control.mouth_gain, rest
         self._style = torch.zeros(1, len(STYLES))
         self._style[0, : len(control.style)] = torch.tensor(control.style)
         self._behaver = Behaver(behaviour, control.strengths, control.seed)
@@ -104,7 +105,7 @@ class SpeechStream:
         count = len(self._features) - 2 * REACH
         if count <= 0:
             return Spoken(expression=torch.zeros(0, network.deviation.numel()), angles=torch.zeros(0, 3))
-        expression = self._gain * network(self._features[None], self._style)[0]
+        expression = self._rest + self._gain * network(self._features[None], self._style)[0]
         now, self._loud = self._loud[:count], self._loud[count:]
         self._features = self._features[count:].clone()
         scores, turns = self._behaver(now.double().numpy())

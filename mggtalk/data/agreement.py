@@ -89,7 +89,7 @@ def held_out(
     clips: Sequence[SpeechClip], values: Sequence[Float[Tensor, "_ k"]], network: AudioNetwork
 ) -> list[tuple[Float[Tensor, "_ k"], Float[Tensor, "_ k"]]]:
     """For each clip, values about their mean as regression on the clips of other people foretells them, and as they are."""
-    designs = [_centred(_design(clip, network)) for clip in clips]
+    designs = [_centred(design_of(clip, network)) for clip in clips]
     truths = [_centred(value.double()) for value in values]
     people = sorted({clip.person for clip in clips})
     fold = {person: number % min(FOLDS, len(people)) for number, person in enumerate(people)}
@@ -111,7 +111,8 @@ def ridge(design: Float[Tensor, "t m"], values: Float[Tensor, "t k"], strength: 
     return torch.linalg.solve(normal, scaled.mT @ values / len(scaled)) / deviation[:, None]
 
 
-def _design(clip: SpeechClip, network: AudioNetwork) -> Float[Tensor, "t m"]:
+def design_of(clip: SpeechClip, network: AudioNetwork) -> Float[Tensor, "t m"]:
+    """The regressors of a clip's frames; silence comes before and after it."""
     padded = torch.nn.functional.pad(clip.features, (0, 0, REACH, REACH))
     return network.design(network.front(padded)[None])[0].double()
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from lightning import LightningDataModule
 
+from datasets_toolkit.annotators.phones import PhoneAligner
 from datasets_toolkit.shards.shard_reader import ShardReader
 from datasets_toolkit.shards.storage import Storage
 from mggtalk.data.pairs import random_stream
@@ -91,6 +92,8 @@ class SpeechDataModule(LightningDataModule):
             (:func:`mggtalk.data.agreement.agreeing`); -1 takes all.
         augment: what is done to the sound in training.
         seed: of order and augmentation.
+        phones: whether p, b and m are looked for in English clips, which a network's seal is learnt from; needs PocketSphinx
+            (``pip install 'mggtalk[phones]'``).
         storage_options: for fsspec.
     """
 
@@ -103,6 +106,7 @@ class SpeechDataModule(LightningDataModule):
         agreement: float = 0.3,
         augment: SpeechAugment | None = None,
         seed: int = 0,
+        phones: bool = False,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -113,6 +117,7 @@ class SpeechDataModule(LightningDataModule):
         self.reader = ShardReader(Storage(root, **(storage_options or {})))
         self.face_model = FaceModel()
         self.encoder: SpeechEncoder = LogMel()
+        self.phones = phones
         self._clips: dict[str, list[SpeechClip]] = {}
         self._loader: SpeechLoader | None = None
 
@@ -120,10 +125,11 @@ class SpeechDataModule(LightningDataModule):
         """The clips of a split that can be heard; read once.
 
         Raises:
-            UserError: there are none, or the data set cannot be read.
+            UserError: there are none, the data set cannot be read, or PocketSphinx is missing.
         """
         if split not in self._clips:
-            self._clips[split] = read_clips(self.reader, split, self.encoder, self.face_model)
+            aligner = PhoneAligner() if self.phones and split == "train" else None
+            self._clips[split] = read_clips(self.reader, split, self.encoder, self.face_model, aligner)
         return self._clips[split]
 
     def use(self, split: str, clips: Sequence[SpeechClip]) -> None:

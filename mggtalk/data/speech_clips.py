@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from datasets_toolkit.annotators.phones import PhoneAligner, closures, understood
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.media.sound import level
 from datasets_toolkit.schema import BLENDSHAPES, FloatArray
@@ -19,7 +21,7 @@ from datasets_toolkit.shards.shard_reader import ShardReader
 from mggtalk.data.packed import head_mesh
 from mggtalk.data.pairs import frame_table, people_of
 from mggtalk.geometry.face_model import FaceModel
-from mggtalk.metrics.speech import OPENING_VERTICES, mouth_opening
+from mggtalk.metrics.speech import AROUND, OPENING_VERTICES, mouth_opening
 from mggtalk.modules.speech import FRAME_RATE, RATE, STEP, SpeechEncoder
 from mggtalk.types import Camera, TensorRecord
 
@@ -40,19 +42,24 @@ class SpeechClip(TensorRecord):
     """A clip, t frames of 20 ms from its first frame on."""
 
     features: Float[Tensor, "t c"]
-    expression: Float[Tensor, "t e"]  # about the clip's neutral face; the same on both sides of it
+    expression: Float[Tensor, "t e"]  # about the clip's neutral face with its lips closed; the same on both sides of it
     opening: Float[Tensor, " t"]  # of the tracked mesh; see mggtalk.metrics.speech
-    points: Float[Tensor, "4 3"]  # the neutral face's OPENING_VERTICES, cm
+    bilabial: Float[Tensor, " t"]  # 1 where p, b or m is heard, and AROUND seconds before and after
+    understood: Bool[Tensor, ""]  # whether that is known
+    points: Float[Tensor, "4 3"]  # OPENING_VERTICES of the neutral face with its lips closed, cm
     style: Float[Tensor, " s"]  # as measured, not standardised
     rows: Int[Tensor, " 2"]  # of index.parquet: first and last
     name: str
     person: str
 
 
-def read_clips(reader: ShardReader, split: str, encoder: SpeechEncoder, face_model: FaceModel) -> list[SpeechClip]:
+def read_clips(
+    reader: ShardReader, split: str, encoder: SpeechEncoder, face_model: FaceModel, aligner: PhoneAligner | None = None
+) -> list[SpeechClip]:
     """The clips of a split that can be heard; the others are told in the log.
 
-    Where ``clips.parquet`` knows how far sound and lips are apart, with a confidence of at least 0.1, the sound is moved by that much.
+    Where ``clips.parquet`` knows how far sound and lips are apart, with a confidence of at least 0.1, the sound is moved by that much. The
+    aligner finds p, b and m in English clips; without it no clip is understood.
 
     Raises:
         UserError: the data set holds no sound at all.
@@ -67,7 +74,7 @@ def read_clips(reader: ShardReader, split: str, encoder: SpeechEncoder, face_mod
         if motion.times[-1] - motion.times[0] < SHORTEST or not level(sound) > SILENT:
             silent += 1
             continue
-        clip = _speech_clip(motion, encoder, name, person, rows, offsets[name])
+        clip = _speech_clip(motion, encoder, face_model, aligner, name, person, rows, offsets[name])
         found.append(replace(clip, expression=clip.expression @ symmetry))
     log.info(
         "%s: %d clips of split %s can be heard; %d are silent, without sound, or too short", reader.storage.root, len(found), split, silent
@@ -133,23 +140,45 @@ def read_motion(reader: ShardReader, rows: Any, face_model: FaceModel) -> Tracke
     )
 
 
-def _speech_clip(motion: TrackedMotion, encoder: SpeechEncoder, name: str, person: str, rows: Any, offset: float) -> SpeechClip:
+def _speech_clip(
+    motion: TrackedMotion,
+    encoder: SpeechEncoder,
+    face_model: FaceModel,
+    aligner: PhoneAligner | None,
+    name: str,
+    person: str,
+    rows: Any,
+    offset: float,
+) -> SpeechClip:
     times = motion.times - motion.times[0]
-    samples = _placed(times, motion.sound) / np.float32(32768)
-    count = int(times[-1] * FRAME_RATE) + 1
+    samples = placed(times, motion.sound) / np.float32(32768)
+    count, late = int(times[-1] * FRAME_RATE) + 1, round(offset * FRAME_RATE)
     grid = np.arange(count) / FRAME_RATE
-    heard = torch.from_numpy(np.pad(samples, (0, STEP + int(encoder.ahead * RATE))))
-    features = shifted(encoder(heard)[:count], round(offset * FRAME_RATE))
+    sound = torch.from_numpy(np.pad(samples, (0, STEP + int(encoder.ahead * RATE))))
+    heard, known = bilabials(aligner, samples, count)
+    closing = face_model.closing(motion.neutral)
     return SpeechClip(
-        features=features,
-        expression=_at(grid, times, motion.expression),
+        features=shifted(encoder(sound)[:count], late),
+        expression=_at(grid, times, motion.expression) - closing,
         opening=_at(grid, times, mouth_opening(motion.mesh)[:, None])[:, 0],
-        points=motion.neutral[list(OPENING_VERTICES)],
+        bilabial=shifted(heard[:, None], late)[:, 0],
+        understood=torch.tensor(known),
+        points=(motion.neutral + face_model.displacement(closing))[list(OPENING_VERTICES)],
         style=measured_style(motion.mesh, motion.expression, torch.from_numpy(times)),
         rows=torch.tensor([int(rows[0]), int(rows[-1])]),
         name=name,
         person=person,
     )
+
+
+def bilabials(aligner: PhoneAligner | None, samples: npt.NDArray[np.floating], count: int) -> tuple[Float[Tensor, " t"], bool]:
+    """Where p, b or m is heard (``bilabial`` of a clip), and whether the words were understood; ``samples`` in [-1, 1]."""
+    found = torch.zeros(count)
+    phones = [] if aligner is None else aligner((32768 * samples).astype(np.int16))
+    for phone in closures(phones):
+        first, last = int(np.floor((phone.start - AROUND) * FRAME_RATE)), int(np.ceil((phone.end + AROUND) * FRAME_RATE))
+        found[max(first, 0) : max(last + 1, 0)] = 1
+    return found, understood(phones)
 
 
 def shifted(features: Float[Tensor, "t c"], frames: int) -> Float[Tensor, "t c"]:
@@ -162,7 +191,8 @@ def shifted(features: Float[Tensor, "t c"], frames: int) -> Float[Tensor, "t c"]
 
 def moved(clip: SpeechClip, frames: int) -> SpeechClip:
     """A clip whose sound is heard ``frames`` later."""
-    return replace(clip, features=shifted(clip.features, frames))
+    heard = shifted(clip.bilabial[:, None], frames)[:, 0]
+    return replace(clip, features=shifted(clip.features, frames), bilabial=heard)
 
 
 def measured_style(mesh: Float[Tensor, "t v 3"], expression: Float[Tensor, "t e"], times: Float[Tensor, " t"]) -> Float[Tensor, " 4"]:
@@ -186,7 +216,7 @@ def _offset(row: dict[str, Any]) -> float:
     return float(offset)
 
 
-def _placed(times: FloatArray, sound: list[Any]) -> Any:
+def placed(times: FloatArray, sound: list[Any]) -> Any:
     """Pieces of sound where their times put them; silence where a frame is missing."""
     places = [round(float(time) * RATE) for time in times]
     samples = np.zeros(max(place + len(piece) for place, piece in zip(places, sound, strict=True)), np.float32)

@@ -27,7 +27,7 @@ class SpeechBatch(TensorRecord):
     opening: Float[Tensor, "*b t"]
     points: Float[Tensor, "*b 4 3"]
     style: Float[Tensor, "*b s"]  # as measured
-    still: Bool[Tensor, "*b"]  # noise without speech, in which a face is neutral
+    still: Bool[Tensor, "*b"]  # noise without speech, in which a face is at rest
     rows: Int[Tensor, "*b 2"]  # of index.parquet: first and last of the clip
 
 
@@ -61,7 +61,7 @@ class SpeechAugment:
 def piece(clip: SpeechClip, frames: int, augment: SpeechAugment, generator: np.random.Generator) -> SpeechBatch:
     """``frames`` frames of a clip, from anywhere in it; what lies beyond its ends is silence before it and after it.
 
-    A clip that is shorter than that is followed by silence, in which the face is neutral.
+    A clip that is shorter than that is followed by silence, in which the face is at rest.
     """
     step = 1 + generator.uniform(-augment.tempo, augment.tempo)
     first = generator.uniform(0, max(len(clip.opening) - frames * step, 0))
@@ -79,13 +79,13 @@ def piece(clip: SpeechClip, frames: int, augment: SpeechAugment, generator: np.r
     )
 
 
-def noise_clips(clip: SpeechClip, encoder: SpeechEncoder, count: int = 24, seconds: float = 8.0) -> list[SpeechClip]:
-    """Steady noise of rooms, fans and hum, from 65 to 30 dB below full scale: sound without speech, in which the face stays neutral.
+def noise_clips(clip: SpeechClip, encoder: SpeechEncoder, count: int = 64, seconds: float = 2.5) -> list[SpeechClip]:
+    """Steady noise of rooms, fans and hum, from 65 to 30 dB below full scale: sound without speech, in which the face stays at rest.
 
     Args:
-        clip: whose neutral face it is.
+        clip: whose face it is.
         encoder: of the features.
-        count: of clips.
+        count: of clips, all short: only while noise is new may it be speech.
         seconds: of each.
     """
     found = []
@@ -100,8 +100,8 @@ def noise_clips(clip: SpeechClip, encoder: SpeechEncoder, count: int = 24, secon
         noise *= 10 ** (generator.uniform(-65, -30) / 20) / noise.std()
         features = encoder(torch.from_numpy(noise).float())
         zeros = torch.zeros(len(features), clip.expression.shape[1])
-        rest = opening_of(clip.points).expand(len(features)).clone()
-        found.append(replace(clip, features=features, expression=zeros, opening=rest, name="", person=""))
+        rest, unheard = opening_of(clip.points).expand(len(features)).clone(), torch.zeros(len(features))
+        found.append(replace(clip, features=features, expression=zeros, opening=rest, bilabial=unheard, name="", person=""))
     return found
 
 

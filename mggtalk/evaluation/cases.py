@@ -50,6 +50,10 @@ class Case:
     poses: Float[Tensor, "t 4 4"]
     targets: FloatArray
 
+    def closing(self, face_model: FaceModel) -> Float[Tensor, " e"]:
+        """What closes the lips of the source's neutral face; see :meth:`FaceModel.closing`."""
+        return face_model.closing(self.source.mesh[0] - face_model.displacement(self.source.expression[0]))
+
     def camera(self, row: int) -> Camera:
         """Of a frame of the driving clip (batch of one)."""
         return Camera(intrinsics=self.source.camera.intrinsics, head_to_camera=self.poses[row][None])

@@ -16,6 +16,9 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
+from datasets_toolkit.annotators.identity_dlib import installed as dlib_installed
+from datasets_toolkit.annotators.identity_dlib import packaged_weights
+from datasets_toolkit.annotators.syncnet import SyncNet
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.local_files import write_whole
 from datasets_toolkit.media.video_writer import VideoWriter
@@ -25,6 +28,7 @@ from mggtalk.audio.driver import AudioDriver
 from mggtalk.audio.files import TINY as TINY_AUDIO
 from mggtalk.evaluation.cases import Studio
 from mggtalk.evaluation.grids import grid, worst_and_best
+from mggtalk.evaluation.lips import LipReader
 from mggtalk.evaluation.markdown import markdown
 from mggtalk.evaluation.methods import BASES as BASES_NAME
 from mggtalk.evaluation.methods import Method, Model, Predictions, Repeated, Warp
@@ -76,7 +80,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", action="append", default=[], metavar="KEY=VALUE", help="a setting of the suite, such as frames=4")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"), help="folder of the results (default %(default)s)")
     parser.add_argument("--arcface", type=Path, help="ArcFace weights (.onnx, or the state dict of an IResNet), for CSIM")
+    parser.add_argument(
+        "--recogniser",
+        metavar="dlib|none|FILE",
+        help="face recogniser of CSIM dlib and ID distance: the installed one, none, or its weight file (default: dlib if installed)",
+    )
     parser.add_argument("--alexnet", type=Path, help="torchvision's AlexNet weights, for LPIPS")
+    parser.add_argument("--inception", type=Path, help="weights of pytorch-fid's Inception-v3, for FID")
+    parser.add_argument("--syncnet", type=Path, help="SyncNet's weights (syncnet_v2.model), for LSE-C and LSE-D of suite audio")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default %(default)s)")
 
 
@@ -94,11 +105,13 @@ def benchmark(parsed: argparse.Namespace) -> None:
         return
     methods = _methods(parsed)
     parsed.out.mkdir(parents=True, exist_ok=True)
-    with Scorer(Weights(arcface=parsed.arcface, alexnet=parsed.alexnet)) as scorer:
+    dlib = _recogniser(parsed.recogniser)
+    with Scorer(Weights(arcface=parsed.arcface, dlib=dlib, alexnet=parsed.alexnet, inception=parsed.inception)) as scorer:
         bench = Bench(reader=reader, methods=methods, scorer=scorer)
+        lips = None if parsed.syncnet is None else LipReader(SyncNet(parsed.syncnet), methods[0], scorer.reader)
         for suite in suites:
             try:
-                results = _run(suite, bench, parsed.audio_model)
+                results = _run(suite, bench, parsed.audio_model, lips)
             except UserError as error:
                 if parsed.suite != "all" or suite.kind != "audio":
                     raise
@@ -108,10 +121,17 @@ def benchmark(parsed: argparse.Namespace) -> None:
             print(f"{parsed.out / suite.name}.html")
 
 
-def _run(suite: Suite, bench: Bench, audio_model: Path | None) -> SuiteResult:
+def _run(suite: Suite, bench: Bench, audio_model: Path | None, lips: LipReader | None) -> SuiteResult:
     if suite.kind == "audio":
-        return run_speech(suite, bench.reader, AudioDriver.from_pretrained(audio_model or TINY_AUDIO))
+        return run_speech(suite, bench.reader, AudioDriver.from_pretrained(audio_model or TINY_AUDIO), lips)
     return run_suite(suite, bench, _bar)
+
+
+def _recogniser(named: str | None) -> Path | None:
+    """The weights of dlib's recogniser, or None where it takes no part."""
+    if named == "none" or (named is None and not dlib_installed()):
+        return None
+    return packaged_weights() if named in (None, "dlib") else Path(named)
 
 
 def _bar(plans: Sequence[PlannedPair]) -> Iterable[PlannedPair]:

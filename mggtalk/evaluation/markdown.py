@@ -69,7 +69,7 @@ def report_title(results: SuiteResult) -> str:
 
 def sections(results: SuiteResult, summary: Summary) -> list[Section]:
     """All that a report says below its title and protocol."""
-    parts = [_data(results, summary), _methods(results), _means(results, summary), _differences(results, summary)]
+    parts = [_data(results, summary), _methods(results), _means(results, summary), *_sets(results), _differences(results, summary)]
     return [*parts, _people(results, summary), _metrics(results), _missing(results), _refused(results), _pairs(results)]
 
 
@@ -134,6 +134,19 @@ def _means(results: SuiteResult, summary: Summary) -> Section:
     return Section(title="Means", text=tuple(text), head=("metric", *results.methods), rows=tuple(rows), numbers=True)
 
 
+def _sets(results: SuiteResult) -> list[Section]:
+    """For each metric of all pictures together a table of the methods; no section without one."""
+    found = []
+    for one in results.sets:
+        rows = tuple(
+            (method, "not measured" if math.isnan(value) else f"{value:.4g}", str(one.pictures[method]))
+            for method, value in one.values.items()
+        )
+        head = ("method", metric_label(one.metric), "pictures")
+        found.append(Section(title=one.metric.title, text=(f"Real pictures: {one.real}. {one.text}",), head=head, rows=rows, numbers=True))
+    return found
+
+
 def _differences(results: SuiteResult, summary: Summary) -> Section:
     title = "Differences"
     if not summary.differences:
@@ -165,7 +178,7 @@ def _people(results: SuiteResult, summary: Summary) -> Section:
 
 def _metrics(results: SuiteResult) -> Section:
     items = []
-    for metric in results.metrics:
+    for metric in (*results.metrics, *(one.metric for one in results.sets)):
         model = "; ".join(f"{key} {value}" for key, value in metric.model.items())
         read = f"Model: {model}." if model else "No model reads the pictures."
         items.append((metric_label(metric), f"{metric.definition.rstrip('.')}. {metric.better.capitalize()} is better. {read}"))

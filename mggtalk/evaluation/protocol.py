@@ -39,6 +39,7 @@ class Suite:
         size: pixels a side of what is rendered and compared.
         seed: of the draw of drivers.
         people: only these, by name; None takes all of the split.
+        skip: clips that are left out, by name, such as one whose tracked face is none; results name them.
         films: pairs at either end that are shown as videos, best and worst.
     """
 
@@ -51,6 +52,7 @@ class Suite:
     size: int = 256
     seed: int = 0
     people: tuple[str, ...] | None = None
+    skip: tuple[str, ...] = ()
     films: int = 2
 
 
@@ -121,8 +123,11 @@ def checked(values: Any, path: Path | str) -> Suite:
         value = values.get(name, least)
         if not isinstance(value, int) or value < least or (name == "size" and value % 8):
             raise UserError(f"{path}: {name} is {value!r}, expected a whole number from {least}{' in steps of 8' * (name == 'size')}")
-    people = values.get("people")
-    return Suite(**{**values, "people": None if people is None else tuple(str(person) for person in people)})
+    lists = {name: values[name] for name in ("people", "skip") if values.get(name) is not None}
+    for name, value in lists.items():
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise UserError(f"{path}: {name} is {value!r}, expected a list of names")
+    return Suite(**{**values, "skip": (), **{name: tuple(str(entry) for entry in value) for name, value in lists.items()}})
 
 
 def plan(index: pyarrow.Table, clips: pyarrow.Table, suite: Suite) -> list[PlannedPair]:
@@ -134,10 +139,13 @@ def plan(index: pyarrow.Table, clips: pyarrow.Table, suite: Suite) -> list[Plann
         suite: what is asked for.
 
     Raises:
-        UserError: the split has no clip of at least two frames, a person is not in it, or there is nobody to cross.
+        UserError: the split has no clip of at least two frames, a person or a skipped clip is not in it, or there is nobody to cross.
     """
     people = people_of(clips)
     found = _clips_of(index, suite.split, people, suite.people)
+    for clip in suite.skip:
+        if found.pop(clip, None) is None:
+            raise UserError(f"skip: split {suite.split!r} has no clip {clip!r} of these people; `mggdata stats` lists the clips")
     if not found:
         raise UserError(f"index.parquet: split {suite.split!r} has no clip of two frames or more; choose another split")
     absent = sorted(set(suite.people or ()) - {people[clip] for clip in found})

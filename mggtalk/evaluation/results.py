@@ -72,6 +72,25 @@ class PairResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SetDistance:
+    """How far the pictures of each method are, as a whole, from real ones: a number for a method, none for a pair.
+
+    Attributes:
+        metric: which one.
+        values: by method; NaN where there are too few pictures.
+        pictures: by method, how many there are.
+        real: how many real ones there are.
+        text: which they are, and what to keep in mind.
+    """
+
+    metric: Metric
+    values: Mapping[str, float]
+    pictures: Mapping[str, int]
+    real: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SuiteResult:
     """A suite of one run.
 
@@ -86,6 +105,7 @@ class SuiteResult:
         missing: what was not.
         pairs: in order.
         refused: pairs that could not be measured, with the reason.
+        sets: metrics of all pictures of a method together.
     """
 
     suite: str
@@ -98,6 +118,7 @@ class SuiteResult:
     missing: tuple[Missing, ...]
     pairs: tuple[PairResult, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
+    sets: tuple[SetDistance, ...] = ()
 
 
 def write_results(path: Path, results: SuiteResult, extra: Mapping[str, Any]) -> None:
@@ -129,6 +150,7 @@ def read_results(path: Path) -> SuiteResult:
             metrics=tuple(_metric(metric) for metric in values["metrics"]),
             missing=tuple(Missing(**missing) for missing in values["missing"]),
             pairs=tuple(_pair(pair) for pair in values["pairs"]),
+            sets=tuple(_set(one) for one in values.get("sets", [])),  # files of older versions have none
         )
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a JSON file that `mggtalk benchmark` wrote") from error
@@ -141,12 +163,23 @@ _KINDS: dict[str, type] = {
     **dict.fromkeys(("settings", "data", "about", "refused"), dict),
     **dict.fromkeys(("methods", "metrics", "missing", "pairs"), list),
 }
+"""What the fields of a file are; ``sets`` is younger than the format, and may be missing."""
 
 
 def _metric(values: dict[str, Any]) -> Metric:
     if values["better"] not in ("higher", "lower"):
         raise ValueError(f"{values['better']!r} is neither higher nor lower")
     return Metric(**values)
+
+
+def _set(values: dict[str, Any]) -> SetDistance:
+    return SetDistance(
+        metric=_metric(values["metric"]),
+        values=_numbers(values["values"]),
+        pictures={str(method): int(count) for method, count in values["pictures"].items()},
+        real=int(values["real"]),
+        text=str(values["text"]),
+    )
 
 
 def _pair(values: dict[str, Any]) -> PairResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,11 +18,12 @@ from datasets_toolkit.errors import UserError
 from datasets_toolkit.schema import ByteImage
 from datasets_toolkit.shards.shard_reader import ShardReader
 from mggtalk.data.pairs import people_of
-from mggtalk.evaluation.cases import Case, Studio
+from mggtalk.evaluation.cases import Case, Studio, Truth
 from mggtalk.evaluation.methods import Method
 from mggtalk.evaluation.protocol import PlannedPair, Suite, plan
 from mggtalk.evaluation.results import PairResult, SuiteResult
 from mggtalk.evaluation.scoring import Scorer, Seen, at
+from mggtalk.evaluation.sets import Gallery
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +58,12 @@ def run_suite(suite: Suite, bench: Bench, progress: Progress = iter) -> SuiteRes
     """
     plans = plan(bench.reader.index, bench.reader.clips, suite)
     studio = Studio(bench.reader, suite.size, bench.scorer.face_model)
+    gallery = Gallery(bench.scorer.inception)
     pairs: list[PairResult] = []
     refused: dict[str, str] = {}
     for planned in progress(plans):
         try:
-            pairs.append(_measure(planned, studio, bench))
+            pairs.append(_measure(planned, studio, bench, gallery))
         except UserError as error:
             log.warning("%s: %s", planned.name, error)
             refused[planned.name] = str(error)
@@ -79,11 +81,12 @@ def run_suite(suite: Suite, bench: Bench, progress: Progress = iter) -> SuiteRes
         missing=missing,
         pairs=tuple(pairs),
         refused=refused,
+        sets=gallery.distances(suite.kind),
     )
 
 
-def _measure(planned: PlannedPair, studio: Studio, bench: Bench) -> PairResult:
-    """One pair: every method on the same frames, compared with the same truth."""
+def _measure(planned: PlannedPair, studio: Studio, bench: Bench, gallery: Gallery) -> PairResult:
+    """One pair: every method on the same frames, compared with the same truth; its pictures join the gallery if all went well."""
     scorer, case = bench.scorer, studio.case(planned)
     own = planned.drives_itself
     truth = studio.truth(planned.rows[planned.compared], planned.source if own else None)
@@ -92,12 +95,14 @@ def _measure(planned: PlannedPair, studio: Studio, bench: Bench) -> PairResult:
     source = scorer.see([case.picture], at(case, 1), _points(case))
     values: dict[str, dict[str, float]] = {}
     spent: dict[str, float] = {}
+    made: dict[str, Sequence[ByteImage]] = {}
     shake = _truth_of_run(studio, scorer, planned) if own and len(planned.run) else None
     for method in bench.methods:
         start = time.perf_counter()
         output = method.pictures(case, [int(row) for row in (*planned.compared, *planned.run)])
         spent[method.name] = 1e3 * (time.perf_counter() - start) / len(output)
         compared, run = output[: len(planned.compared)], output[len(planned.compared) :]
+        made[method.name] = compared
         seen = scorer.see(compared, at(case, len(compared)), near)
         row = {**scorer.motion(seen, aims, landmarks=own), **scorer.identity(seen, source)}
         if own:
@@ -105,7 +110,9 @@ def _measure(planned: PlannedPair, studio: Studio, bench: Bench) -> PairResult:
         if shake is not None:
             row |= scorer.jitter(scorer.see(run, at(case, len(run)), shake[1]), shake[0])
         values[method.name] = row
-    values[OWN] = scorer.identity(aims if own else _own(studio, scorer, planned), source)
+    real = truth if own else studio.truth(planned.own, planned.source)
+    values[OWN] = scorer.identity(aims if own else scorer.see(real.pictures, real.intrinsics, real.landmarks), source)
+    gallery.add(made, _real(planned, real, truth))
     return PairResult(
         name=planned.name,
         source=studio.reader.key(planned.source),
@@ -127,9 +134,13 @@ def _truth_of_run(studio: Studio, scorer: Scorer, planned: PlannedPair) -> tuple
     return scorer.see(truth.pictures, truth.intrinsics, truth.landmarks), truth.landmarks
 
 
-def _own(studio: Studio, scorer: Scorer, planned: PlannedPair) -> Seen:
-    real = studio.truth(planned.own, planned.source)
-    return scorer.see(real.pictures, real.intrinsics, real.landmarks)
+def _real(planned: PlannedPair, own: Truth, driver: Truth) -> dict[Hashable, ByteImage]:
+    """Real pictures by row and crop: of the source's own clip, and of the driver if that is another one."""
+    found: dict[Hashable, ByteImage] = {(int(row), planned.source): one for row, one in zip(planned.own, own.pictures, strict=True)}
+    if not planned.drives_itself:
+        rows = planned.rows[planned.compared]
+        found |= {(int(row), None): one for row, one in zip(rows, driver.pictures, strict=True)}
+    return found
 
 
 def described(reader: ShardReader, split: str, people: AbstractSet[str]) -> dict[str, Any]:

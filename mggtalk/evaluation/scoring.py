@@ -13,14 +13,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from datasets_toolkit.annotators import FaceCrop
+from datasets_toolkit.annotators.identity_dlib import INSTALL as INSTALL_DLIB
 from datasets_toolkit.asset_list import ASSETS
 from datasets_toolkit.schema import ByteImage
 from mggtalk import metrics
 from mggtalk.evaluation.cases import Case, Truth
 from mggtalk.evaluation.results import Metric, Missing
 from mggtalk.geometry.face_model import FaceModel
-from mggtalk.metrics.identity import FaceEmbedder
+from mggtalk.metrics.identity import FaceEmbedder, dlib_embedder
 from mggtalk.metrics.tracked import FaceReader, ReadFaces
+from mggtalk.networks.inception import ADDRESS, LICENCE, Inception
 from mggtalk.networks.lpips import Lpips
 
 LIMIT = 60.0
@@ -39,10 +41,12 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The user's files: an ArcFace network for CSIM, an AlexNet for LPIPS."""
+    """Files of networks: ArcFace for CSIM, dlib's for its CSIM and the distance of its descriptors, AlexNet for LPIPS, one for FID."""
 
     arcface: Path | None = None
+    dlib: Path | None = None
     alexnet: Path | None = None
+    inception: Path | None = None
 
 
 class Scorer:
@@ -59,7 +63,9 @@ class Scorer:
         self.reader = FaceReader()
         self.face_model: FaceModel = self.reader.face_model
         self.embedder = None if weights.arcface is None else FaceEmbedder(weights.arcface, self.reader)
+        self.dlib = None if weights.dlib is None else dlib_embedder(weights.dlib, self.reader)
         self.lpips = None if weights.alexnet is None else Lpips(weights.alexnet)
+        self.inception = None if weights.inception is None else Inception(weights.inception)
 
     def __enter__(self) -> Scorer:
         return self
@@ -69,8 +75,9 @@ class Scorer:
 
     def close(self) -> None:
         """Release tracker and networks."""
-        if self.embedder is not None:
-            self.embedder.close()
+        for embedder in (self.embedder, self.dlib):
+            if embedder is not None:
+                embedder.close()
         self.reader.close()
 
     def see(self, pictures: Sequence[ByteImage], intrinsics: Tensor, near: Tensor) -> Seen:
@@ -110,12 +117,16 @@ class Scorer:
         return values
 
     def identity(self, output: Seen, source: Seen) -> Values:
-        """Against the source (one face): the shape of the neutral face and, with a recogniser, CSIM."""
-        distance = (output.neutral - source.neutral).norm(dim=-1).mean(-1)
-        values = {"shape": _mean(10 * distance, output.faces.found & source.faces.found)}
+        """Against the source (one face): the shape of the neutral face and, with recognisers, what they say."""
+        distance, both = (output.neutral - source.neutral).norm(dim=-1).mean(-1), output.faces.found & source.faces.found
+        values = {"shape": _mean(10 * distance, both)}
         if self.embedder is not None:
             ours, theirs = self.embedder.embed(output.crops), self.embedder.embed(source.crops).expand(len(output.crops), -1)
-            values["csim"] = _mean(metrics.csim(ours, theirs), output.faces.found & source.faces.found)
+            values["csim"] = _mean(metrics.csim(ours, theirs), both)
+        if self.dlib is not None:
+            ours, theirs = self.dlib.descriptors(output.crops), self.dlib.descriptors(source.crops).expand(len(output.crops), -1)
+            values["csim_dlib"] = _mean(metrics.csim(ours, theirs), both)
+            values["id_distance"] = _mean(metrics.id_distance(ours, theirs), both)
         return values
 
     def jitter(self, output: Seen, truth: Seen) -> Values:
@@ -125,7 +136,7 @@ class Scorer:
 
     def described(self, kind: str, jitter: bool) -> tuple[tuple[Metric, ...], tuple[Missing, ...]]:
         """The metrics that are measured, and those that are not."""
-        measured = [metric for metric in definitions(self.embedder, self.lpips) if kind in _KINDS[metric.name]]
+        measured = [metric for metric in definitions(self.embedder, self.lpips, self.dlib) if kind in _KINDS[metric.name]]
         return tuple(metric for metric in measured if jitter or metric.name != "jitter"), tuple(self._missing(kind))
 
     def _missing(self, kind: str) -> list[Missing]:
@@ -139,6 +150,9 @@ class Scorer:
                     "(https://github.com/deepinsight/insightface; non-commercial research only)",
                 )
             )
+        if self.dlib is None:
+            reason = "dlib's face recogniser is not installed, or was left out"
+            absent.append(Missing(title="CSIM dlib, ID distance", reason=reason, remedy=INSTALL_DLIB))
         if self.lpips is None and kind == "self":
             absent.append(
                 Missing(
@@ -148,6 +162,10 @@ class Scorer:
                     "(https://download.pytorch.org/models/alexnet-owt-7be5be79.pth; BSD-3-Clause)",
                 )
             )
+        if self.inception is None:
+            name = ADDRESS.rpartition("/")[2]
+            remedy = f"--inception FILE: {name} of pytorch-fid ({ADDRESS}; {LICENCE})"
+            absent.append(Missing(title="FID", reason="no Inception-v3 was given", remedy=remedy))
         return absent
 
 
@@ -165,11 +183,11 @@ def wrapped_psnr(images: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
 
 _KINDS = {
     **dict.fromkeys(("psnr", "psnr_head", "ssim", "ssim_head", "lpips", "akd", "jitter", "psnr_wrapped"), ("self",)),
-    **dict.fromkeys(("aed", "apd", "csim", "shape", "found"), ("self", "cross")),
+    **dict.fromkeys(("aed", "apd", "csim", "csim_dlib", "id_distance", "shape", "found"), ("self", "cross")),
 }
 
 
-def definitions(embedder: FaceEmbedder | None, lpips: Lpips | None) -> list[Metric]:
+def definitions(embedder: FaceEmbedder | None, lpips: Lpips | None, dlib: FaceEmbedder | None = None) -> list[Metric]:
     """Every metric that can be measured with these networks."""
     tracker = {"name": "MediaPipe Face Landmarker", "sha256": ASSETS[0].sha256, "licence": "Apache-2.0"}
     rows = [
@@ -199,9 +217,12 @@ def definitions(embedder: FaceEmbedder | None, lpips: Lpips | None) -> list[Metr
         ("jitter", "jitter", "ratio", "lower", "Mean second difference of landmarks over consecutive frames, output over truth.", tracker),
     ]
     if embedder is not None:
-        about = embedder.provenance()
-        model = {"name": about.get("weights", ""), "sha256": about.get("sha256", ""), "licence": about.get("licence", "")}
-        rows.append(("csim", "CSIM", "", "higher", "Cosine of the recogniser's embeddings of output and source.", model))
+        rows.append(("csim", "CSIM", "", "higher", "Cosine of the recogniser's embeddings of output and source.", _about(embedder)))
+    if dlib is not None:
+        cosine = "Cosine of dlib's descriptors of output and source; not on the scale of ArcFace's: that of two people is about 0.835."
+        distance = "Euclidean distance of the same descriptors, for which they were trained: less than 0.6 is meant to be the same person."
+        rows.append(("csim_dlib", "CSIM dlib", "", "higher", cosine, _about(dlib)))
+        rows.append(("id_distance", "ID distance", "", "lower", distance, _about(dlib)))
     if lpips is not None:
         rows.append(("lpips", "LPIPS", "", "lower", "LPIPS v0.1, AlexNet.", {"name": lpips.name, "licence": "BSD-3-Clause, BSD-2-Clause"}))
     rows.append(
@@ -218,6 +239,11 @@ def definitions(embedder: FaceEmbedder | None, lpips: Lpips | None) -> list[Metr
         Metric(name=name, title=title, unit=unit, better="higher" if better == "higher" else "lower", definition=text, model=model)
         for name, title, unit, better, text, model in rows
     ]
+
+
+def _about(embedder: FaceEmbedder) -> dict[str, str]:
+    about = embedder.provenance()
+    return {"name": about.get("weights", ""), "sha256": about.get("sha256", ""), "licence": about.get("licence", "")}
 
 
 def _mean(values: Float[Tensor, " k"], valid: Bool[Tensor, " k"]) -> float:

@@ -7,7 +7,7 @@ loudness as in :mod:`datasets_toolkit.annotators.av_offset`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -23,17 +23,18 @@ from mggtalk.audio.driver import AudioDriver
 from mggtalk.audio.stream import SpeechControl
 from mggtalk.data.speech_clips import SpeechClip, clip_rows, read_clips, read_motion
 from mggtalk.data.speech_pieces import whole
+from mggtalk.evaluation.lips import MISSING, LipReader, definitions, jaw_expression
 from mggtalk.evaluation.protocol import Suite
-from mggtalk.evaluation.results import Metric, Missing, PairResult, SuiteResult
-from mggtalk.evaluation.runner import described
-from mggtalk.metrics.speech import OPENING_VERTICES, correlation, lag, mouth_opening, opening_error, opening_of
+from mggtalk.evaluation.results import Metric, PairResult, SuiteResult
+from mggtalk.evaluation.runner import OWN, described
+from mggtalk.metrics.speech import OPENING_VERTICES, correlation, gap_of, lag, mouth_opening, opening_error
 from mggtalk.modules.audio import STYLES
 from mggtalk.modules.speech import FRAME_RATE, RATE
 
 REGRESSION, NETWORK = "regression on loudness", "network"
 PROTOCOL = (
-    "The sound of a clip drives its speaker's neutral face, speaking style unknown but for the row that says so; the opening of the mouth "
-    "is compared with the tracked one, 50 times a second, wherever the clip is heard. Blinks, gaze and head motion are off."
+    "The sound of a clip drives its speaker's resting face, lips closed, speaking style unknown but for the row that says so; the opening "
+    "of the mouth is compared with the tracked one, 50 times a second, wherever the clip is heard. Blinks, gaze and head motion are off."
 )
 METRICS = (
     Metric(
@@ -47,13 +48,12 @@ METRICS = (
         name="error", title="opening error", unit="% of face height", better="lower", definition="Mean absolute difference of the openings."
     ),
 )
-MISSING = (
-    Missing(
-        title="LSE-C, LSE-D",
-        reason="they are measured on videos",
-        remedy="python benchmarks/audio.py --videos FOLDER --syncnet syncnet_v2.model",
-    ),
-)
+ABOUT = {
+    NETWORK: "The speech network that ships, or --audio-model.",
+    REGRESSION: "Opening from the loudness of the speech band alone.",
+    OWN: "The clip's own pictures, with its own sound.",
+}
+"""What the methods are."""
 STILL = SpeechControl(mouth_gain=1.0, strengths=Strengths(blink=0.0, gaze=0.0, head=0.0))
 
 
@@ -70,6 +70,16 @@ class Row:
     lag: float
     error: float
     deviation: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driven:
+    """What a method makes of a clip's sound, 50 times a second: openings of the mouth, and expressions about the face with closed lips."""
+
+    method: str
+    clip: SpeechClip
+    opening: Float[Tensor, " t"]
+    expression: Float[Tensor, "t e"]
 
 
 def row_of(method: str, clip: SpeechClip, driven: Float[Tensor, " t"]) -> Row:
@@ -107,40 +117,54 @@ def line(envelope: Sequence[Float[Tensor, " _"]], opening: Sequence[Float[Tensor
 
 
 @torch.inference_mode()
-def driven_opening(driver: AudioDriver, clip: SpeechClip, gain: float, known: bool) -> Float[Tensor, " t"]:
-    """Opening of the clip's neutral face under what its sound drives, as the driver limits it."""
+def driven_expression(driver: AudioDriver, clip: SpeechClip, gain: float, known: bool) -> Float[Tensor, "t e"]:
+    """What a clip's sound drives, about the face with closed lips, as the driver limits it."""
     batch, network = whole(clip), driver.network
     style = network.standard_style(batch.style) if known else torch.zeros(1, len(STYLES))
     expression, size = gain * network(batch.features, style)[0], len(driver.face_model.blendshapes)
-    expression = torch.cat([expression[:, :size].clamp(0, 1), expression[:, size:]], 1)
+    return torch.cat([expression[:, :size].clamp(0, 1), expression[:, size:]], 1)
+
+
+def driven_opening(driver: AudioDriver, clip: SpeechClip, expression: Float[Tensor, "t e"]) -> Float[Tensor, " t"]:
+    """Opening of the clip's face with closed lips under these expressions; 0 where the lips overlap."""
     corners = driver.face_model.displacement(torch.eye(expression.shape[1]))[:, list(OPENING_VERTICES)]
-    return opening_of(clip.points + torch.einsum("te,evk->tvk", expression, corners))
+    return gap_of(clip.points + torch.einsum("te,evk->tvk", expression, corners)).clamp_min(0)
 
 
 def compare(reader: ShardReader, split: str, driver: AudioDriver, only: set[str] | None) -> list[Row]:
     """Every method on every clip."""
+    return [row_of(one.method, one.clip, one.opening) for one in drive(reader, split, driver, only)]
+
+
+def drive(reader: ShardReader, split: str, driver: AudioDriver, only: set[str] | None) -> list[Driven]:
+    """What every method makes of every clip.
+
+    Raises:
+        UserError: no clip can be heard, or none of those asked for.
+    """
     encoder, face_model = driver.network.encoder, driver.face_model
     train = read_clips(reader, "train", encoder, face_model)
     clips = [clip for clip in read_clips(reader, split, encoder, face_model) if only is None or clip.name in only]
     if not clips:
         raise UserError(f"split {split!r} has no clip that can be heard, or none of those that were asked for")
     offset, slope = line(envelopes(reader, "train", train, driver), [clip.opening for clip in train])
-    rows = [
-        row_of(REGRESSION, clip, offset + slope * envelope)
-        for clip, envelope in zip(clips, envelopes(reader, split, clips, driver), strict=True)
-    ]
+    found = []
+    for clip, envelope in zip(clips, envelopes(reader, split, clips, driver), strict=True):
+        opening = offset + slope * envelope
+        found.append(Driven(method=REGRESSION, clip=clip, opening=opening, expression=jaw_expression(opening, clip, face_model)))
     for name, gain, known in (
         (NETWORK, 1.0, False),
         (f"{NETWORK}, gain {SpeechControl().mouth_gain}", SpeechControl().mouth_gain, False),
         (f"{NETWORK}, style known", 1.0, True),
     ):
-        rows += [row_of(name, clip, driven_opening(driver, clip, gain, known)) for clip in clips]
-    return rows
+        for clip in clips:
+            expression = driven_expression(driver, clip, gain, known)
+            found.append(Driven(method=name, clip=clip, opening=driven_opening(driver, clip, expression), expression=expression))
+    return found
 
 
 def quiet(driver: AudioDriver, seconds: float) -> dict[str, float]:
-    """Mean opening over the neutral face's and largest speed (face heights a second) in silence and in noise; times real time."""
-    neutral = mouth_opening(driver.face_model.mean)
+    """Mean opening (% of face height) and largest speed (face heights a second) in silence and in noise; times real time."""
     found = {}
     generator = torch.Generator().manual_seed(0)
     for name, amplitude in (("silence", 0.0), ("noise -60 dB", 1e-3), ("noise -40 dB", 1e-2)):
@@ -149,53 +173,49 @@ def quiet(driver: AudioDriver, seconds: float) -> dict[str, float]:
         motion = driver.motion_of([samples], STILL)
         found[f"{name}, times real time"] = seconds / (time.perf_counter() - start)
         opening = mouth_opening(driver.face_model.mean + driver.face_model.displacement(motion.expression))
-        found[f"{name}, opening over neutral"] = float(opening.mean() / neutral)
+        found[f"{name}, opening"] = float(100 * opening.mean())
         found[f"{name}, largest speed"] = float(opening.diff().abs().max() * 25)
     return found
 
 
-def run_speech(suite: Suite, reader: ShardReader, driver: AudioDriver) -> SuiteResult:
-    """All numbers of suite ``audio``.
+def run_speech(suite: Suite, reader: ShardReader, driver: AudioDriver, lips: LipReader | None = None) -> SuiteResult:
+    """All numbers of suite ``audio``; those of SyncNet if there is one.
 
     Raises:
-        UserError: no clip of the split can be heard.
+        UserError: no clip of the split can be heard, or with SyncNet a clip cannot be read or rendered.
     """
-    rows = compare(reader, suite.split, driver, None)
-    rows = [row for row in rows if suite.people is None or row.person in suite.people]
-    if not rows:
+    driven = drive(reader, suite.split, driver, None)
+    driven = [one for one in driven if suite.people is None or one.clip.person in suite.people]
+    driven = [one for one in driven if one.clip.name not in suite.skip]
+    if not driven:
         raise UserError(f"split {suite.split!r} has no clip that can be heard of the people that were asked for")
-    methods = (NETWORK, *(name for name in dict.fromkeys(row.method for row in rows) if name != NETWORK))
-    pairs = []
-    for clip in dict.fromkeys(row.clip for row in rows):
-        own = {row.method: row for row in rows if row.clip == clip}
-        person = own[NETWORK].person
-        pairs.append(
-            PairResult(
-                name=clip,
-                source=clip,
-                source_person=person,
-                driver=clip,
-                driver_person=person,
-                frames=(),
-                values={method: _values(row) for method, row in own.items()},
-            )
-        )
-    about = {method: "The network with the speaker's style, or louder; see its name." for method in methods}
-    about |= {
-        NETWORK: "The speech network that ships, or --audio-model.",
-        REGRESSION: "Opening from the loudness of the speech band alone.",
-    }
+    clips: dict[str, dict[str, Driven]] = {}
+    for one in driven:
+        clips.setdefault(one.clip.name, {})[one.method] = one
+    seen: dict[str, dict[str, dict[str, float]]] = {}
+    if lips is not None:
+        seen = lips.scores(reader, suite, {clip: {name: one.expression for name, one in own.items()} for clip, own in clips.items()})
+    methods = (NETWORK, *(name for name in dict.fromkeys(one.method for one in driven) if name != NETWORK), *([OWN] if lips else []))
     return SuiteResult(
         suite=suite.name,
         protocol=PROTOCOL,
         settings=asdict(suite),
-        data=described(reader, suite.split, {row.person for row in rows}),
+        data=described(reader, suite.split, {one.clip.person for one in driven}),
         methods=methods,
-        about=about,
-        metrics=METRICS,
-        missing=MISSING,
-        pairs=tuple(pairs),
+        about={method: ABOUT.get(method, "The network with the speaker's style, or louder; see its name.") for method in methods},
+        metrics=(*METRICS, *(definitions(lips.network) if lips else ())),
+        missing=() if lips else (MISSING,),
+        pairs=tuple(_pair(clip, own, seen.get(clip, {})) for clip, own in clips.items()),
     )
+
+
+def _pair(clip: str, driven: Mapping[str, Driven], seen: Mapping[str, Mapping[str, float]]) -> PairResult:
+    """All numbers of a clip: of its openings by method, and what SyncNet says, of the real pictures too."""
+    values = {method: _values(row_of(method, one.clip, one.opening)) for method, one in driven.items()}
+    for method, row in seen.items():
+        values[method] = {**values.get(method, {}), **row}
+    person = driven[NETWORK].clip.person
+    return PairResult(name=clip, source=clip, source_person=person, driver=clip, driver_person=person, frames=(), values=values)
 
 
 def _values(row: Row) -> dict[str, float]:

@@ -1,9 +1,11 @@
 """From speech to expression: features of speech, a temporal basis, and a small convolutional network beside it.
 
-Letters: x features of a frame, 0 in silence; n(x) what the front makes of them; B_k windows over 25 frames (0.5 s); s the speaking style:
-    e = (1 + S s) (sum_k W_k (B_k * n(x)) + network(n(x))).
-Nothing has a bias and every function maps 0 to 0, so the expression of silence is 0, the neutral face, exactly. The linear part is what
-little data can teach (ridge regression is its closed form); the network begins as 0 and corrects it.
+Letters: x features of a frame, 0 in silence; n(x) what the front makes of them; B_k windows over 25 frames (0.5 s); s the speaking style; g
+how surely a phone is said for which the lips close, whose weights V and c are set once (:mod:`mggtalk.data.sealing`):
+    e = (1 - g) (1 + S s) (sum_k W_k (B_k * n(x)) + network(n(x))),   g = min(max(c + sum_k V_k (B_k * n(x)), 0), 1).
+Nothing else has a bias and every function maps 0 to 0, so the expression of silence is 0, the resting face with its lips closed, exactly.
+The linear part is what little data can teach (ridge regression is its closed form); the network begins as 0 and corrects it. What is
+expected of a mouth is hardly ever closed, for closures are short and seldom certain; hence g.
 
 A frame's expression depends on the features of ``REACH`` frames before and after it, which is what streaming has to wait for.
 """
@@ -147,15 +149,24 @@ class AudioNetwork(nn.Module):
         expression: length of an expression.
         hidden: channels of the network beside the linear part; 0 leaves it out.
         dropout: of the values that both are given.
+        seal: whether lips are closed where p, b or m is heard; without it g is 0.
     """
 
     deviation: Float[Tensor, " e"]
+    seal: Float[Tensor, " m"] | None
+    seal_bias: Float[Tensor, ""]
     windows: Float[Tensor, "k 1 w"]
     style_mean: Float[Tensor, " s"]
     style_deviation: Float[Tensor, " s"]
 
     def __init__(
-        self, encoder: SpeechEncoder | None = None, front: Front | None = None, expression: int = 84, hidden: int = 32, dropout: float = 0.5
+        self,
+        encoder: SpeechEncoder | None = None,
+        front: Front | None = None,
+        expression: int = 84,
+        hidden: int = 32,
+        dropout: float = 0.5,
+        seal: bool = False,
     ) -> None:
         super().__init__()
         self.encoder: SpeechEncoder = encoder or LogMel()
@@ -168,6 +179,8 @@ class AudioNetwork(nn.Module):
         self.end = _zero(nn.Conv1d(hidden, expression, 1, bias=False)) if hidden else None
         self.style = _zero(nn.Linear(len(STYLES), expression, bias=False))
         self.register_buffer("deviation", torch.ones(expression))
+        self.register_buffer("seal", torch.zeros(values * WINDOWS) if seal else None)
+        self.register_buffer("seal_bias", torch.zeros(()) if seal else None)
         self.register_buffer("windows", temporal_basis()[:, None], persistent=False)
         self.register_buffer("style_mean", torch.zeros(len(STYLES)))
         self.register_buffer("style_deviation", torch.ones(len(STYLES)))
@@ -185,14 +198,20 @@ class AudioNetwork(nn.Module):
             style: how the person speaks; 0 is the mean of the speakers in training.
         """
         values = self.front(features)
-        found = self.linear(self.dropout(self.design(values).mT))
+        design = self.design(values)
+        found = self.linear(self.dropout(design.mT))
         if self.begin is not None and self.end is not None:
             hidden = self.dropout(gelu(self.begin(values.mT)))
             for block in self.blocks:
                 hidden = block(hidden)
             found = found + self.end(hidden)
         strength = (1 + self.style(style).clamp(-0.8, 2.0))[:, :, None]
-        return (found * strength * self.deviation[:, None]).mT
+        found = (found * strength * self.deviation[:, None]).mT
+        return found if self.seal is None else (1 - self.sealed(design)[..., None]) * found
+
+    def sealed(self, design: Float[Tensor, "b t m"]) -> Float[Tensor, "b t"]:
+        """How surely the lips are closed, g; 0 without a seal."""
+        return design.new_zeros(design.shape[:2]) if self.seal is None else (design @ self.seal + self.seal_bias).clamp(0, 1)
 
     def design(self, values: Float[Tensor, "b u n"]) -> Float[Tensor, "b t m"]:
         """The linear part's regressors: the values of 25 frames in the temporal basis."""

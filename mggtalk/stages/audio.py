@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from mggtalk.data.agreement import agreeing, dependence
+from mggtalk.data.sealing import set_seal
 from mggtalk.data.speech import SpeechBatch, SpeechDataModule
 from mggtalk.geometry.face_model import FaceModel
-from mggtalk.metrics.speech import OPENING_VERTICES, correlation, lag, opening_error, opening_of
+from mggtalk.metrics.speech import OPENING_VERTICES, correlation, gap_of, lag, opening_error
 from mggtalk.modules.audio import AudioNetwork
 from mggtalk.modules.speech import FRAME_RATE
 from mggtalk.stages.base import Optimiser
@@ -90,6 +91,7 @@ class AudioStage(LightningModule):
         openings = torch.cat([clip.opening - clip.opening.mean() for clip in clips])
         styles = torch.stack([clip.style for clip in clips])
         self.dependence.copy_(dependence(clips, self.model))
+        set_seal(clips, self.model)
         self.scale.copy_(changes.std(0).clamp_min(1e-4))
         self.opening_scale.copy_(openings.std())
         self.model.deviation.copy_(self.scale * self.dependence.sqrt())
@@ -101,8 +103,8 @@ class AudioStage(LightningModule):
         return self.model(features, style)
 
     def opening(self, expression: Float[Tensor, "b t e"], points: Float[Tensor, "b 4 3"]) -> Float[Tensor, "b t"]:
-        """Opening of the mouth of faces (their four vertices when neutral) under expressions."""
-        return opening_of(points[:, None] + torch.einsum("bte,evk->btvk", expression, self.corners))
+        """Opening of the mouth of faces (their four vertices at rest) under expressions; negative where the lips overlap."""
+        return gap_of(points[:, None] + torch.einsum("bte,evk->btvk", expression, self.corners))
 
     def terms(self, batch: SpeechBatch, style: Float[Tensor, "b s"]) -> dict[str, Tensor]:
         """The parts of the loss, weighted."""

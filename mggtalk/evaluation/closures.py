@@ -1,0 +1,134 @@
+"""Are lips closed when p, b or m is said? Counts over clips, and a picture of the mouth at chosen phones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from datasets_toolkit.annotators.phones import SILENCE, Phone, PhoneAligner, closures, understood
+from datasets_toolkit.errors import UserError
+from datasets_toolkit.schema import ByteImage
+from datasets_toolkit.shards.shard_reader import ShardReader
+from mggtalk.data.speech_clips import SpeechClip, clip_rows, placed, read_motion
+from mggtalk.evaluation.cases import Studio
+from mggtalk.evaluation.grids import grid
+from mggtalk.evaluation.methods import Method
+from mggtalk.evaluation.protocol import load_suite, plan
+from mggtalk.evaluation.speech import Driven
+from mggtalk.geometry.face_model import FaceModel
+from mggtalk.metrics.speech import Closures, lip_closures
+from mggtalk.modules.speech import FRAME_RATE
+
+SHOWN = ("P", "B", "M", "AA", "AE", "IY", "UW", "OW", "F", "V", SILENCE)
+"""Phones that a picture shows: closed, open, spread, round, lip against teeth, and rest."""
+ACROSS = 6
+"""Pictures beside each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosureRow:
+    """What one method keeps of the closures of one clip."""
+
+    method: str
+    clip: str
+    person: str
+    closures: Closures
+
+
+def phones_of(reader: ShardReader, split: str, clips: Sequence[SpeechClip], face_model: FaceModel) -> dict[str, list[Phone]]:
+    """The phones of each clip, by its name; no clip that was not understood.
+
+    Raises:
+        UserError: PocketSphinx is not installed.
+    """
+    aligner, wanted, found = PhoneAligner(), {clip.name for clip in clips}, {}
+    for name, _, rows in clip_rows(reader, split):
+        if name in wanted:
+            motion = read_motion(reader, rows, face_model)
+            phones = aligner(placed(motion.times - motion.times[0], motion.sound).astype(np.int16))
+            if understood(phones):
+                found[name] = phones
+    return found
+
+
+def spans(phones: Sequence[Phone]) -> Float[Tensor, "n 2"]:
+    """Begin and end (s) of the phones for which lips close."""
+    return torch.tensor([[phone.start, phone.end] for phone in closures(phones)], dtype=torch.float64).reshape(-1, 2)
+
+
+def closure_rows(driven: Sequence[Driven], phones: Mapping[str, Sequence[Phone]]) -> list[ClosureRow]:
+    """Every method on every clip that was understood."""
+    return [
+        ClosureRow(
+            method=one.method,
+            clip=one.clip.name,
+            person=one.clip.person,
+            closures=lip_closures(one.opening, one.clip.opening, spans(phones[one.clip.name]), float(FRAME_RATE)),
+        )
+        for one in driven
+        if one.clip.name in phones
+    ]
+
+
+def phone_sheet(
+    reader: ShardReader, split: str, method: Method, driven: Driven, phones: Sequence[Phone], face_model: FaceModel, size: int = 256
+) -> ByteImage:
+    """Strips of the clip at the middle of phones, in time; each shows the clip above and what speech drives below, under the phones' names.
+
+    The source is the clip's first frame, and the head stays as it is there.
+
+    Args:
+        reader: of the data set.
+        split: of the clip.
+        method: makes the pictures.
+        driven: by speech, on the clip.
+        phones: of the clip; one of each of :data:`SHOWN` is shown, p, b and m all.
+        face_model: of the expressions.
+        size: pixels a side.
+
+    Raises:
+        UserError: none of the phones is there, or the clip cannot be read.
+    """
+    chosen = _chosen(phones, len(driven.opening) / FRAME_RATE)
+    if not chosen:
+        raise UserError(f"{driven.clip.name}: none of the phones {', '.join(SHOWN)} is heard; choose another clip")
+    studio = Studio(reader, size, face_model)
+    planned = next(
+        one for one in plan(reader.index, reader.clips, replace(load_suite("self"), split=split)) if one.driver == driven.clip.name
+    )
+    case, times = studio.case(planned), reader.index["time"].to_numpy()[planned.rows]
+    middles = np.array([(phone.start + phone.end) / 2 for phone in chosen])
+    frames = np.abs((times - times[0])[None] - middles[:, None]).argmin(1)
+    moments = torch.from_numpy((middles * FRAME_RATE).round()).long().clamp(0, len(driven.expression) - 1)
+    expressions = case.closing(face_model) + driven.expression[moments]
+    poses = case.source.camera.head_to_camera.expand(len(chosen), -1, -1)
+    animated = method.pictures(replace(case, expressions=expressions.to(case.expressions), poses=poses), range(len(chosen)))
+    real = studio.truth(planned.rows[frames], planned.source).pictures
+    return _strips([phone.name for phone in chosen], real, animated)
+
+
+def _chosen(phones: Sequence[Phone], seconds: float) -> list[Phone]:
+    """All closures, and of the other phones that are shown the one that fits best."""
+    inside = [phone for phone in phones if phone.start >= 0 and phone.end <= seconds]
+    found = list(closures(inside))
+    for name in SHOWN[3:]:
+        found += sorted((phone for phone in inside if phone.name == name), key=lambda phone: phone.likelihood)[-1:]
+    return sorted(found, key=lambda phone: phone.start)
+
+
+def _strips(names: Sequence[str], real: Sequence[ByteImage], animated: Sequence[ByteImage]) -> ByteImage:
+    strips: list[ByteImage] = []
+    for first in range(0, len(names), ACROSS):
+        part = {
+            f"{number + 1} {names[number]}": [real[number], animated[number]] for number in range(first, min(first + ACROSS, len(names)))
+        }
+        if len(part) == 1:  # a grid has two columns at least
+            part["-"] = [np.full_like(real[0], 255)] * 2
+        strips += grid(part)
+    width = max(strip.shape[1] for strip in strips)
+    return np.vstack([np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0)), constant_values=255) for strip in strips])
