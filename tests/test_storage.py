@@ -5,8 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +42,29 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
 
 @pytest.fixture(scope="module")
 def s3_server() -> Iterator[str]:
-    server = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
+    """A server in a process of its own: threads of this one would not survive the forks below."""
+    for package in ("moto.server", "s3fs"):
+        pytest.importorskip(package)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        try:
+            _wait_for(port, running)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            running.kill()
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert server.poll() is None, "the S3 server has ended"
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    pytest.fail("the S3 server does not answer")
 
 
 @pytest.fixture
