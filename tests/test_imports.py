@@ -35,6 +35,7 @@ MGGTALK = {
     "evaluation": 7,
     "viewer": 7,
     "__init__": 8,
+    "cli_animate": 9,
     "training": 9,
     "cli": 10,
     "demo": 11,
