@@ -86,9 +86,9 @@ def decimals(metric: Metric, summary: Summary) -> int:
 
 
 def estimate_text(estimate: Estimate, places: int, sign: str = "") -> str:
-    """A mean and its interval; ``sign`` is ``+`` where positive numbers show theirs."""
+    """A mean and its interval, or a dash where nothing was measured; ``sign`` is ``+`` where positive numbers show theirs."""
     if not estimate.people:
-        return "not measured"
+        return "–"
     mean = f"{estimate.mean:{sign}.{places}f}"
     if math.isnan(estimate.low):
         return f"{mean} (no interval: {'one person' if estimate.people == 1 else 'too few resamples'})"
@@ -120,7 +120,7 @@ def _methods(results: SuiteResult) -> Section:
 def _means(results: SuiteResult, summary: Summary) -> Section:
     text = [
         "The mean over source people of the mean of their pairs; ↑ higher is better, ↓ lower is better. In brackets the 95 % interval: "
-        f"percentiles of {summary.resamples} bootstrap resamples of the people (seed {summary.seed})."
+        f"percentiles of {summary.resamples} bootstrap resamples of the people (seed {summary.seed}). A dash: not measured."
     ]
     people = len(summary.people)
     if people == 1:
