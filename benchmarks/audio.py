@@ -32,7 +32,8 @@ from datasets_toolkit.errors import UserError
 from datasets_toolkit.shards.shard_reader import ShardReader
 from mggtalk.audio.driver import AudioDriver
 from mggtalk.audio.files import TINY
-from mggtalk.evaluation.closures import ClosureRow, closure_rows, phone_sheet, phones_of
+from mggtalk.evaluation.closures import ClosureRow, closure_rows, phone_sheet
+from mggtalk.evaluation.heard import phones_of
 from mggtalk.evaluation.methods import Model
 from mggtalk.evaluation.speech import NETWORK, Driven, Row, drive, quiet, row_of
 from mggtalk.export import DEFAULT, load_model

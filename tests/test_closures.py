@@ -21,7 +21,9 @@ from datasets_toolkit.synthetic.dataset import build_synthetic
 from mggtalk.data.agreement import design_of
 from mggtalk.data.sealing import BEGIN, END, sealed, set_seal
 from mggtalk.data.speech_clips import SpeechClip, bilabials, moved, read_clips
-from mggtalk.evaluation.closures import closure_rows, phone_sheet, phones_of, spans
+from mggtalk.evaluation import heard as suite
+from mggtalk.evaluation.closures import closure_rows, phone_sheet
+from mggtalk.evaluation.heard import closure_values, phones_of, spans
 from mggtalk.evaluation.methods import Repeated
 from mggtalk.evaluation.speech import Driven
 from mggtalk.geometry.face_model import INNER_LIPS, TOUCH, FaceModel
@@ -218,6 +220,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tracked_of(reader: ShardReader, split: str, face_model: FaceModel) -> Driven:
     clip = read_clips(reader, split, LogMel(), face_model)[0]
     return Driven(method="truth", clip=clip, opening=clip.opening, expression=clip.expression)
+
+
+def test_the_suite_gives_shares_of_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two closures of three, and what chance has of them; nothing seen has no share, and why nothing is measured is told."""
+    tracked = curve(10.0, [(1.0, 1.1), (3.0, 3.1), (5.0, 5.1), (7.0, 7.6)])
+    said = [phone("P", 1.0, 1.1), phone("B", 3.0, 3.1), phone("M", 5.0, 5.1)]
+    some = curve(10.0, [(1.0, 1.1), (5.0, 5.1)])
+    values, counted = closure_values(some, tracked, said), lip_closures(some, tracked, spans(said), RATE)
+    assert values == {"closure": pytest.approx(2 / 3), "closure_chance": pytest.approx(counted.chance / 3)}
+    assert all(np.isnan(value) for value in closure_values(some, tracked, [phone("P", 8.5, 8.6)]).values())
+    assert suite.missing().reason == "in no clip are English words understood"
+    monkeypatch.setattr(suite, "find_spec", lambda name: None)
+    assert "mggtalk[phones]" in suite.missing().remedy and not suite.installed()
 
 
 def test_a_sheet_shows_closures_and_one_of_each_other_phone(root: Path) -> None:

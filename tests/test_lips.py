@@ -102,14 +102,16 @@ def test_the_command_measures_every_row(reader: ShardReader, weights: Path, tmp_
     main([*words, "--out", str(tmp_path / "with"), "--syncnet", str(weights), "--config", f"size={SIZE}"])
     results = read_results(tmp_path / "with" / "audio.json")
     (one,) = results.pairs
-    assert results.methods[0] == NETWORK and results.methods[-1] == OWN and REGRESSION in results.methods and not results.missing
+    assert results.methods[0] == NETWORK and results.methods[-1] == OWN and REGRESSION in results.methods
+    closures = {"closure", "closure_chance"} & {metric.name for metric in results.metrics}  # if words are understood in made voices
+    assert len(results.missing) == (0 if closures else 1)
     assert all(set(one.values[method]) == {metric.name for metric in results.metrics} for method in results.methods[:-1])
-    assert set(one.values[OWN]) == {"lse_c", "lse_d"}
+    assert set(one.values[OWN]) == {"lse_c", "lse_d"} | closures
     assert all(0 < one.values[method]["lse_d"] < 100 and one.values[method]["lse_c"] > 0 for method in results.methods)
     text = (tmp_path / "with" / "audio.md").read_text()
     assert "| LSE-C" in text and "syncnet_v2.model; sha256" in text and "LSE-D" in (tmp_path / "with" / "audio.html").read_text()
     main([*words, "--out", str(tmp_path / "without")])
-    (missing,) = read_results(tmp_path / "without" / "audio.json").missing
+    missing = read_results(tmp_path / "without" / "audio.json").missing[0]
     assert missing.title == "LSE-C, LSE-D" and "--syncnet FILE" in missing.remedy and "MIT" in missing.remedy
     for name in ("none.model", "other.model"):
         torch.save({"a": torch.zeros(1)}, tmp_path / "other.model")

@@ -7,16 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from datasets_toolkit.annotators.phones import SILENCE, Phone, PhoneAligner, closures, understood
+from datasets_toolkit.annotators.phones import SILENCE, Phone, closures
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.schema import ByteImage
 from datasets_toolkit.shards.shard_reader import ShardReader
-from mggtalk.data.speech_clips import SpeechClip, clip_rows, placed, read_motion
 from mggtalk.evaluation.cases import Studio
 from mggtalk.evaluation.grids import grid
+from mggtalk.evaluation.heard import spans
 from mggtalk.evaluation.methods import Method
 from mggtalk.evaluation.protocol import load_suite, plan
 from mggtalk.evaluation.speech import Driven
@@ -38,27 +36,6 @@ class ClosureRow:
     clip: str
     person: str
     closures: Closures
-
-
-def phones_of(reader: ShardReader, split: str, clips: Sequence[SpeechClip], face_model: FaceModel) -> dict[str, list[Phone]]:
-    """The phones of each clip, by its name; no clip that was not understood.
-
-    Raises:
-        UserError: PocketSphinx is not installed.
-    """
-    aligner, wanted, found = PhoneAligner(), {clip.name for clip in clips}, {}
-    for name, _, rows in clip_rows(reader, split):
-        if name in wanted:
-            motion = read_motion(reader, rows, face_model)
-            phones = aligner(placed(motion.times - motion.times[0], motion.sound).astype(np.int16))
-            if understood(phones):
-                found[name] = phones
-    return found
-
-
-def spans(phones: Sequence[Phone]) -> Float[Tensor, "n 2"]:
-    """Begin and end (s) of the phones for which lips close."""
-    return torch.tensor([[phone.start, phone.end] for phone in closures(phones)], dtype=torch.float64).reshape(-1, 2)
 
 
 def closure_rows(driven: Sequence[Driven], phones: Mapping[str, Sequence[Phone]]) -> list[ClosureRow]:

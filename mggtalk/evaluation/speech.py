@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datasets_toolkit.annotators.av_offset import loudness, speech_band
+from datasets_toolkit.annotators.phones import Phone
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.shards.shard_reader import ShardReader
 from mggtalk.audio.behaviour import Strengths
@@ -23,6 +24,7 @@ from mggtalk.audio.driver import AudioDriver
 from mggtalk.audio.stream import SpeechControl
 from mggtalk.data.speech_clips import SpeechClip, clip_rows, read_clips, read_motion
 from mggtalk.data.speech_pieces import whole
+from mggtalk.evaluation import heard
 from mggtalk.evaluation.lips import MISSING, LipReader, definitions, jaw_expression
 from mggtalk.evaluation.protocol import Suite
 from mggtalk.evaluation.results import Metric, PairResult, SuiteResult
@@ -195,7 +197,10 @@ def run_speech(suite: Suite, reader: ShardReader, driver: AudioDriver, lips: Lip
     seen: dict[str, dict[str, dict[str, float]]] = {}
     if lips is not None:
         seen = lips.scores(reader, suite, {clip: {name: one.expression for name, one in own.items()} for clip, own in clips.items()})
-    methods = (NETWORK, *(name for name in dict.fromkeys(one.method for one in driven) if name != NETWORK), *([OWN] if lips else []))
+    speakers = [own[NETWORK].clip for own in clips.values()]
+    phones = heard.phones_of(reader, suite.split, speakers, driver.face_model) if heard.installed() else {}
+    real = [OWN] if lips or phones else []
+    methods = (NETWORK, *(name for name in dict.fromkeys(one.method for one in driven) if name != NETWORK), *real)
     return SuiteResult(
         suite=suite.name,
         protocol=PROTOCOL,
@@ -203,19 +208,25 @@ def run_speech(suite: Suite, reader: ShardReader, driver: AudioDriver, lips: Lip
         data=described(reader, suite.split, {one.clip.person for one in driven}),
         methods=methods,
         about={method: ABOUT.get(method, "The network with the speaker's style, or louder; see its name.") for method in methods},
-        metrics=(*METRICS, *(definitions(lips.network) if lips else ())),
-        missing=() if lips else (MISSING,),
-        pairs=tuple(_pair(clip, own, seen.get(clip, {})) for clip, own in clips.items()),
+        metrics=(*METRICS, *(heard.METRICS if phones else ()), *(definitions(lips.network) if lips else ())),
+        missing=(*([] if lips else [MISSING]), *([] if phones else [heard.missing()])),
+        pairs=tuple(_pair(clip, own, seen.get(clip, {}), phones.get(clip)) for clip, own in clips.items()),
     )
 
 
-def _pair(clip: str, driven: Mapping[str, Driven], seen: Mapping[str, Mapping[str, float]]) -> PairResult:
-    """All numbers of a clip: of its openings by method, and what SyncNet says, of the real pictures too."""
+def _pair(clip: str, driven: Mapping[str, Driven], seen: Mapping[str, Mapping[str, float]], phones: Sequence[Phone] | None) -> PairResult:
+    """All numbers of a clip: of its openings by method, what is heard in it, and what SyncNet says, of the real pictures too."""
     values = {method: _values(row_of(method, one.clip, one.opening)) for method, one in driven.items()}
+    speaker = driven[NETWORK].clip
+    if phones is not None:
+        openings = {**{method: one.opening for method, one in driven.items()}, OWN: speaker.opening}
+        for method, opening in openings.items():
+            values[method] = {**values.get(method, {}), **heard.closure_values(opening, speaker.opening, phones)}
     for method, row in seen.items():
         values[method] = {**values.get(method, {}), **row}
-    person = driven[NETWORK].clip.person
-    return PairResult(name=clip, source=clip, source_person=person, driver=clip, driver_person=person, frames=(), values=values)
+    return PairResult(
+        name=clip, source=clip, source_person=speaker.person, driver=clip, driver_person=speaker.person, frames=(), values=values
+    )
 
 
 def _values(row: Row) -> dict[str, float]:
