@@ -250,3 +250,13 @@ def rank_part(rank: int, meeting: str, folder: str) -> None:
         told[name] = [whole.compute().item()]
     torch.distributed.destroy_process_group()
     Path(folder, f"{rank}.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def cast(owner: nn.Module, change: str) -> None:
+    """Change the type of a module that owns ``metric``, or of the metric itself."""
+    if change == "to_bfloat16":
+        owner.to(torch.bfloat16)
+    elif change == "set_dtype":
+        owner.metric.set_dtype(torch.float16)
+    else:
+        getattr(owner, change)()

@@ -30,7 +30,7 @@ from mggtalk.data.speech import SpeechDataModule
 from mggtalk.data.speech_clips import clip_rows, read_clips, read_motion
 from mggtalk.evaluation.command import main
 from mggtalk.evaluation.results import read_results
-from mggtalk.evaluation.speech import NETWORK, REGRESSION, compare
+from mggtalk.evaluation.speech import NETWORK, REGRESSION, drive, row_of
 from mggtalk.geometry.face_model import FaceModel
 from mggtalk.metrics.speech import correlation
 from mggtalk.modules.speech import LogMel
@@ -201,7 +201,8 @@ def test_the_suite_of_speech_says_what_the_script_says(root: Path, tmp_path: Pat
     """The same clips, correlations and errors, by person; and other suites' words that it has no use for do no harm."""
     main(["--suite", "audio", "--shards", str(root), "--out", str(tmp_path)])
     results = read_results(tmp_path / "audio.json")
-    rows = compare(ShardReader(root), "val", AudioDriver.from_pretrained(TINY), None)
+    driven = drive(ShardReader(root), "val", AudioDriver.from_pretrained(TINY), None)
+    rows = [row_of(one.method, one.clip, one.opening) for one in driven]
     assert results.methods[0] == NETWORK and set(results.methods) == {row.method for row in rows}
     for row in rows:
         (pair,) = [pair for pair in results.pairs if pair.name == row.clip]

@@ -16,7 +16,7 @@ import torch
 import torch_weights as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metric_scenes import COUNT, SetExample, named_sets, outside_fid, rubbish, uniform
+from metric_scenes import COUNT, SetExample, cast, named_sets, outside_fid, rubbish, uniform
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -162,12 +162,7 @@ def test_casting_a_module_leaves_the_sums_alone(example: SetExample, change: str
     owner = nn.Module()
     owner.metric = example.make()
     example.feed(owner.metric, [0, 1, 2])
-    if change == "to_bfloat16":
-        owner.to(torch.bfloat16)
-    elif change == "set_dtype":
-        owner.metric.set_dtype(torch.float16)
-    else:
-        getattr(owner, change)()
+    cast(owner, change)
     example.feed(owner.metric, [3, 4, 5])
     assert value(owner.metric) == pytest.approx(example.value, **sizes)
 

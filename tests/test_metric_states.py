@@ -24,6 +24,7 @@ from metric_scenes import (
     SETS,
     Example,
     Mixed,
+    cast,
     masked_pictures,
     members,
     named_examples,
@@ -144,12 +145,7 @@ def test_casting_a_module_leaves_the_sums_alone(example: Example, change: str) -
     owner = nn.Module()
     owner.metric = example.make()
     example.feed(owner.metric, [0, 1, 2])
-    if change == "to_bfloat16":
-        owner.to(torch.bfloat16)
-    elif change == "set_dtype":
-        owner.metric.set_dtype(torch.float16)
-    else:
-        getattr(owner, change)()
+    cast(owner, change)
     assert owner.metric.total.dtype == torch.float64 and owner.metric.count.dtype == torch.int64
     owner.metric.reset()
     example.feed(owner.metric, range(COUNT))

@@ -79,20 +79,17 @@ class NonFiniteGuard(Callback):
             UserError: names the batch.
         """
         if self._batch is not None and isinstance(exception, NonFiniteError):
-            record = self._record(trainer, pl_module, math.nan, math.nan)
-            path = self._place(trainer)
-            _keep(path, record, self._batch)
+            record, path = self._kept(trainer, pl_module, math.nan, math.nan)
             raise UserError(
                 f"after {trainer.global_step} steps {exception}, of what is to be rendered; the weights are unchanged, the batch"
                 f" ({_sources(record)}) is in {path} and {path.with_suffix('.safetensors').name}: check these samples"
             ) from exception
 
     def _refuse(self, trainer: Trainer, pl_module: LightningModule, own: bool) -> None:
-        path, when = self._place(trainer), f"after {trainer.global_step} steps"
+        when = f"after {trainer.global_step} steps"
         if not own:
-            raise UserError(f"{when} a sample of another process is not finite; its batch is in {path.parent}")
-        record = self._record(trainer, pl_module, math.nan, math.nan)
-        _keep(path, record, self._batch)
+            raise UserError(f"{when} a sample of another process is not finite; its batch is in {self._place(trainer).parent}")
+        record, path = self._kept(trainer, pl_module, math.nan, math.nan)
         raise UserError(
             f"{when} {', '.join(record['not_finite']['inputs'])} of the next batch ({_sources(record)}) is not finite; the weights are"
             f" unchanged, the batch is in {path} and {path.with_suffix('.safetensors').name}: build these samples again"
@@ -105,18 +102,22 @@ class NonFiniteGuard(Callback):
     def _stop(self, trainer: Trainer, pl_module: LightningModule, loss: float, norm: float) -> None:
         own = not math.isfinite(loss)
         someone = trainer.strategy.reduce_boolean_decision(own, all=False)
-        path = self._place(trainer)
         when, what = f"after {trainer.global_step} steps", "the loss" if someone else "the gradient"
         if someone and not own:
-            raise UserError(f"{when} {what} of another process is not finite; its batch is in {path.parent}")
-        record = self._record(trainer, pl_module, loss, norm)
-        _keep(path, record, self._batch)
+            raise UserError(f"{when} {what} of another process is not finite; its batch is in {self._place(trainer).parent}")
+        record, path = self._kept(trainer, pl_module, loss, norm)
         broken = [f"{name} {value}" for name, value in record["terms"].items() if not math.isfinite(float(value))]
         values = ", ".join(broken) or f"loss {loss}, norm of the gradient {norm}"
         raise UserError(
             f"{when} {what} is not finite ({values}); the weights are unchanged, the batch ({_sources(record)}) is in {path} and"
             f" {path.with_suffix('.safetensors').name}: check these samples, or lower the learning rate, and go on from the last checkpoint"
         )
+
+    def _kept(self, trainer: Trainer, pl_module: LightningModule, loss: float, norm: float) -> tuple[dict[str, Any], Path]:
+        """The record of the batch, and where it and the batch now lie."""
+        record, path = self._record(trainer, pl_module, loss, norm), self._place(trainer)
+        _keep(path, record, self._batch)
+        return record, path
 
     def _record(self, trainer: Trainer, pl_module: LightningModule, loss: float, norm: float) -> dict[str, Any]:
         terms = {name: str(float(value)) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}

@@ -54,6 +54,11 @@ class Case:
         """What closes the lips of the source's neutral face; see :meth:`FaceModel.closing`."""
         return face_model.closing(self.source.mesh[0] - face_model.displacement(self.source.expression[0]))
 
+    def speaking(self, driven: Float[Tensor, "t e"], face_model: FaceModel) -> Case:
+        """The source under what speech drives (about its face with closed lips), its head still; one row for each of ``driven``."""
+        expressions = (self.closing(face_model) + driven).to(self.expressions)
+        return replace(self, expressions=expressions, poses=self.source.camera.head_to_camera.expand(len(driven), -1, -1))
+
     def camera(self, row: int) -> Camera:
         """Of a frame of the driving clip (batch of one)."""
         return Camera(intrinsics=self.source.camera.intrinsics, head_to_camera=self.poses[row][None])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,12 +14,12 @@ from datasets_toolkit.schema import ByteImage
 from datasets_toolkit.shards.shard_reader import ShardReader
 from mggtalk.evaluation.cases import Studio
 from mggtalk.evaluation.grids import grid
-from mggtalk.evaluation.heard import spans
+from mggtalk.evaluation.heard import kept_closures
 from mggtalk.evaluation.methods import Method
-from mggtalk.evaluation.protocol import load_suite, plan
+from mggtalk.evaluation.protocol import Suite, plan
 from mggtalk.evaluation.speech import Driven
 from mggtalk.geometry.face_model import FaceModel
-from mggtalk.metrics.speech import Closures, lip_closures
+from mggtalk.metrics.speech import Closures
 from mggtalk.modules.speech import FRAME_RATE
 
 SHOWN = ("P", "B", "M", "AA", "AE", "IY", "UW", "OW", "F", "V", SILENCE)
@@ -45,7 +45,7 @@ def closure_rows(driven: Sequence[Driven], phones: Mapping[str, Sequence[Phone]]
             method=one.method,
             clip=one.clip.name,
             person=one.clip.person,
-            closures=lip_closures(one.opening, one.clip.opening, spans(phones[one.clip.name]), float(FRAME_RATE)),
+            closures=kept_closures(one.opening, one.clip.opening, phones[one.clip.name]),
         )
         for one in driven
         if one.clip.name in phones
@@ -75,16 +75,13 @@ def phone_sheet(
     if not chosen:
         raise UserError(f"{driven.clip.name}: none of the phones {', '.join(SHOWN)} is heard; choose another clip")
     studio = Studio(reader, size, face_model)
-    planned = next(
-        one for one in plan(reader.index, reader.clips, replace(load_suite("self"), split=split)) if one.driver == driven.clip.name
-    )
+    plans = plan(reader.index, reader.clips, Suite(name="self", kind="self", split=split))
+    planned = next(one for one in plans if one.driver == driven.clip.name)
     case, times = studio.case(planned), reader.index["time"].to_numpy()[planned.rows]
     middles = np.array([(phone.start + phone.end) / 2 for phone in chosen])
     frames = np.abs((times - times[0])[None] - middles[:, None]).argmin(1)
     moments = torch.from_numpy((middles * FRAME_RATE).round()).long().clamp(0, len(driven.expression) - 1)
-    expressions = case.closing(face_model) + driven.expression[moments]
-    poses = case.source.camera.head_to_camera.expand(len(chosen), -1, -1)
-    animated = method.pictures(replace(case, expressions=expressions.to(case.expressions), poses=poses), range(len(chosen)))
+    animated = method.pictures(case.speaking(driven.expression[moments], face_model), range(len(chosen)))
     real = studio.truth(planned.rows[frames], planned.source).pictures
     return _strips([phone.name for phone in chosen], real, animated)
 

@@ -16,7 +16,7 @@ from datasets_toolkit.shards.shard_reader import ShardReader
 from mggtalk.data.speech_clips import SpeechClip, clip_rows, placed, read_motion
 from mggtalk.evaluation.results import Metric, Missing
 from mggtalk.geometry.face_model import FaceModel
-from mggtalk.metrics.speech import lip_closures
+from mggtalk.metrics.speech import Closures, lip_closures
 from mggtalk.modules.speech import FRAME_RATE
 
 FINDER = {"name": "PocketSphinx, US English", "licence": "BSD-2-Clause"}
@@ -74,8 +74,13 @@ def spans(phones: Sequence[Phone]) -> Float[Tensor, "n 2"]:
     return torch.tensor([[phone.start, phone.end] for phone in closures(phones)], dtype=torch.float64).reshape(-1, 2)
 
 
+def kept_closures(driven: Float[Tensor, " t"], tracked: Float[Tensor, " t"], phones: Sequence[Phone]) -> Closures:
+    """What a driven opening, 50 a second, keeps of the closures among these phones."""
+    return lip_closures(driven, tracked, spans(phones), float(FRAME_RATE))
+
+
 def closure_values(driven: Float[Tensor, " t"], tracked: Float[Tensor, " t"], phones: Sequence[Phone]) -> dict[str, float]:
     """The values of :data:`METRICS` for a driven opening beside the tracked one; NaN where no closure is heard and seen."""
-    found = lip_closures(driven, tracked, spans(phones), float(FRAME_RATE))
+    found = kept_closures(driven, tracked, phones)
     share = 1 / found.seen if found.seen else math.nan
     return {"closure": found.kept * share, "closure_chance": found.chance * share}

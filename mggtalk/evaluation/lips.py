@@ -100,9 +100,8 @@ class LipReader:
 
     def _rendered(self, case: Case, expression: Float[Tensor, "t e"]) -> tuple[Sequence[ByteImage], Tensor, Tensor]:
         """Pictures, their cameras, and where the face is to be expected: the head does not move."""
-        chosen = case.closing(self.faces.face_model) + expression[:: FRAME_RATE // FPS][: int(LONGEST * FPS)]
-        poses = case.source.camera.head_to_camera.expand(len(chosen), -1, -1)
-        pictures = self.method.pictures(replace(case, expressions=chosen.to(case.expressions), poses=poses), range(len(chosen)))
+        chosen = expression[:: FRAME_RATE // FPS][: int(LONGEST * FPS)]
+        pictures = self.method.pictures(case.speaking(chosen, self.faces.face_model), range(len(chosen)))
         return pictures, at(case, len(pictures)), torch.from_numpy(case.landmarks).expand(len(pictures), -1, -1)
 
     def _score(self, pictures: Sequence[ByteImage], intrinsics: Tensor, near: Tensor, sound: Sound) -> Values:

@@ -133,11 +133,6 @@ def driven_opening(driver: AudioDriver, clip: SpeechClip, expression: Float[Tens
     return gap_of(clip.points + torch.einsum("te,evk->tvk", expression, corners)).clamp_min(0)
 
 
-def compare(reader: ShardReader, split: str, driver: AudioDriver, only: set[str] | None) -> list[Row]:
-    """Every method on every clip."""
-    return [row_of(one.method, one.clip, one.opening) for one in drive(reader, split, driver, only)]
-
-
 def drive(reader: ShardReader, split: str, driver: AudioDriver, only: set[str] | None) -> list[Driven]:
     """What every method makes of every clip.
 

@@ -7,6 +7,7 @@ and teeth, its own points lie in front of them. Sizes are anatomical averages re
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -43,9 +44,19 @@ class _Patch:
     opacity: Tensor  # b rows columns
 
 
+class _Light(NamedTuple):
+    """Colours of the source that generic parts are made of, b 1 1 3 each."""
+
+    skin: Tensor
+    left_eye: Tensor
+    right_eye: Tensor
+
+
 def inner_points(frame: Frame) -> PointCloud:
     """Generic eyes and mouth of a source (batched), canonical head space, without what no source of the batch needs."""
-    clouds = [_cloud(patch, frame) for patch in (*_mouth(frame), *_eye(frame, left=True), *_eye(frame, left=False))]
+    light = _light(frame)
+    patches = (*_mouth(frame, light), *_eye(frame, light.left_eye, left=True), *_eye(frame, light.right_eye, left=False))
+    clouds = [_cloud(patch, frame) for patch in patches]
     needed = torch.stack([cloud.mask.any() for cloud in clouds]).tolist()
     return cat([cloud for cloud, kept in zip(clouds, needed, strict=True) if kept], dim=1)
 
@@ -65,7 +76,14 @@ def _skin(frame: Frame) -> Float[Tensor, "b 3"]:
     return (frame.image * skin).sum((-2, -1)) / skin.sum((-2, -1)).clamp(min=1)
 
 
-def _mouth(frame: Frame) -> list[_Patch]:
+def _light(frame: Frame) -> _Light:
+    """Whites of eyes of which the source shows too little are skin made paler."""
+    skin = _skin(frame)
+    pale = 0.45 * skin + 0.45 * skin.mean(-1, keepdim=True)
+    return _Light(skin[:, None, None], *(_bright(frame, region, pale) for region in (Region.LEFT_EYE, Region.RIGHT_EYE)))
+
+
+def _mouth(frame: Frame, light: _Light) -> list[_Patch]:
     """The cavity, the tongue that rises from the jaw's floor, and the upper teeth, farthest first.
 
     How bright they are and how far the teeth reach below the lip (0.3 cm) follows open mouths of people who talk: below the lip .85 of
@@ -83,11 +101,10 @@ def _mouth(frame: Frame) -> list[_Patch]:
     lip = torch.stack([middle[:, 0], upper[:, 1], middle[:, 2]], -1)
     jaw = torch.stack([middle[:, 0], lower[:, 1], middle[:, 2]], -1)
     u, v = _coordinates(frame, 2)
-    light, enamel = _skin(frame)[:, None, None], _enamel(frame)
     gaps = 1 - 0.10 * torch.exp(-((((u * 3.5 + 0.5) % 1 - 0.5) / 0.09) ** 2))
     sides = 1 - 0.4 * u.abs() ** 2
-    teeth = enamel * (sides * gaps)[None, ..., None]
-    dark, flesh = (light * light.new_tensor(share) * sides[..., None] for share in (DARK, FLESH))
+    teeth = _enamel(frame, light) * (sides * gaps)[None, ..., None]
+    dark, flesh = (light.skin * u.new_tensor(share) * sides[..., None] for share in (DARK, FLESH))
     solid, tooth, tongue = torch.ones_like(u), 1 - u.abs() ** 6, (v + 1).clamp(0, 1) * (1 - u.abs() ** 4)
     wide = torch.nn.functional.normalize(half, dim=-1) * size
     return [
@@ -97,10 +114,9 @@ def _mouth(frame: Frame) -> list[_Patch]:
     ]
 
 
-def _enamel(frame: Frame) -> Float[Tensor, "b 1 1 3"]:
+def _enamel(frame: Frame, light: _Light) -> Float[Tensor, "b 1 1 3"]:
     """Colour of the teeth: that of those which the source shows, or one between its skin and the whites of its eyes."""
-    eyes = _white_of_eye(frame, Region.LEFT_EYE) + _white_of_eye(frame, Region.RIGHT_EYE)
-    usual = 0.37 * _skin(frame)[:, None, None] + 0.26 * eyes
+    usual = 0.37 * light.skin + 0.26 * (light.left_eye + light.right_eye)
     shown = _bright(frame, Region.MOUTH, usual[:, 0, 0])
     parted = frame.mesh[:, face_regions.UPPER_INNER_LIP, 1] - frame.mesh[:, face_regions.LOWER_INNER_LIP, 1] > PARTED
     bright = shown.mean(-1, keepdim=True) > 0.8 * usual.mean(-1, keepdim=True)
@@ -113,7 +129,7 @@ def _axis(mesh: Tensor, axis: int, sign: float) -> Tensor:
     return vector
 
 
-def _eye(frame: Frame, *, left: bool) -> list[_Patch]:
+def _eye(frame: Frame, white: Float[Tensor, "b 1 1 3"], *, left: bool) -> list[_Patch]:
     """The white of an eye, and its iris where the source's eye is shut."""
     ring = list(face_regions.LEFT_EYE if left else face_regions.RIGHT_EYE)
     iris = face_regions.LEFT_IRIS if left else face_regions.RIGHT_IRIS
@@ -124,7 +140,6 @@ def _eye(frame: Frame, *, left: bool) -> list[_Patch]:
     right, down = _axis(frame.mesh, 0, 1.0), _axis(frame.mesh, 1, -1.0)
     depth = corners[..., 2].mean(1)
     u, v = _coordinates(frame, 2)
-    white = _white_of_eye(frame, Region.LEFT_EYE if left else Region.RIGHT_EYE)
     shade = (1 - 0.15 * u.abs() ** 2 - 0.15 * (v < 0) * v.abs())[None, ..., None]
     anchors = (iris[0], iris[1], iris[3])
     centre = torch.stack([middle[:, 0], middle[:, 1], depth - 0.75], -1)
@@ -136,12 +151,6 @@ def _eye(frame: Frame, *, left: bool) -> list[_Patch]:
     open_level = torch.stack([middle[:, 0], high[:, 1], depth - 0.62], -1)
     disc = _Patch(open_level, right * IRIS_RADIUS * 1.1, down * IRIS_RADIUS * 1.1, anchors, 1.0, dark, (radius < IRIS_RADIUS)[None] * shut)
     return [sclera, disc]
-
-
-def _white_of_eye(frame: Frame, region: Region) -> Float[Tensor, "b 1 1 3"]:
-    """The bright part of what the source shows of the eye, or skin made paler where it shows too little."""
-    skin = _skin(frame)
-    return _bright(frame, region, 0.45 * skin + 0.45 * skin.mean(-1, keepdim=True))
 
 
 def _bright(frame: Frame, region: Region, fallback: Float[Tensor, "b 3"]) -> Float[Tensor, "b 1 1 3"]:
