@@ -4,7 +4,8 @@
                                     [overrides, as of mggtalk fit]
 
 ``--root`` is a data set of `mggdata build`; without it synthetic heads are made. A step is taken apart by hand: waiting for the loader,
-bytes to frames, reconstruction, Gaussians, splatting, losses, backward pass, optimiser. Then parts run alone in the same process: the
+bytes to frames, reconstruction, detail (the source from its own view, and what that misses moved along), Gaussians, splatting, losses,
+backward pass, optimiser. Then parts run alone in the same process: the
 loader without a model (its own rate), the renderer on the Gaussians of the last step, the optimiser on its gradients, and the whole in a
 Trainer with all callbacks of the experiment, whose step is compared with the sum of the parts. Medians; on a GPU each part is waited for,
 so that their sum is an upper bound of the Trainer's step.
@@ -83,12 +84,16 @@ def take_apart(stage: Stage, data: PairDataModule, steps: int, clock: Clock) -> 
         pair, model = batch.pair, stage.model
         with clock.part("reconstruct"):
             identity = model.reconstruct(pair.source)
+        with clock.part("detail"):
+            known = model.prepare(identity)
         with clock.part("gaussians"):
-            coarse, dense = model.gaussians(identity, pair.target.expression, pair.target.camera)
-            backdrop = model.backdrop(identity, pair.target.camera)
+            coarse, dense = model.gaussians(identity, pair.target.expression, pair.target.camera, known)
+            backdrop = model.backdrop(identity, pair.target.camera, known)
         with clock.part("render"):
             size = (pair.target.image.shape[-2], pair.target.image.shape[-1])
             first, second = (model.renderer(gaussians, pair.target.camera, size, backdrop) for gaussians in (coarse, dense))
+        with clock.part("detail"):
+            second = replace(second, image=model.finished(second.image, identity, coarse, pair.target.camera, known))
         with clock.part("losses"):
             trace = Trace(identity, coarse, dense, Reenactment(coarse=first, dense=second))
             loss = total(stage.objective(pair, trace)).mean()

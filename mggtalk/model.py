@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from datasets_toolkit.faces.face_regions import CHIN, FACE_OVAL
 from datasets_toolkit.schema import Region
 from mggtalk.geometry.cameras import project
+from mggtalk.geometry.detail import Detail, carried, detail_of
 from mggtalk.geometry.head_points import visible_points
 from mggtalk.geometry.images import dilate, nearest, sample, shift
 from mggtalk.geometry.inner_parts import inner_points
@@ -62,6 +63,7 @@ class Prepared(NamedTuple):
     mirrored: Float[Tensor, "b m w"]
     parents: Float[Tensor, "b n w"]
     torso: Float[Tensor, "b 4 h w"]  # the torso, multiplied by its alpha, and its alpha
+    detail: Detail | None  # what the Gaussians miss of the source, if that is carried along
 
 
 class Trace(NamedTuple):
@@ -91,6 +93,7 @@ class MGGTalk(nn.Module):
         sharpening: steps that make up for the blur of splatting.
         symmetry: whether there are mirrored points at all.
         filtered: whether those are dropped that are not needed: near visible points, or in front of what the source shows.
+        detailed: whether what the Gaussians miss of the source is carried along (:mod:`mggtalk.geometry.detail`; not in the paper).
     """
 
     def __init__(
@@ -109,13 +112,14 @@ class MGGTalk(nn.Module):
         sharpening: int = 2,
         symmetry: bool = True,
         filtered: bool = True,
+        detailed: bool = True,
     ) -> None:
         super().__init__()
         self.refiner, self.encoder, self.deformation = refiner, encoder, deformation
         self.visible_decoder, self.mirrored_decoder = visible_decoder, mirrored_decoder
         self.densifier, self.inpainter, self.renderer = densifier, inpainter, renderer
         self.voxel_size, self.margin, self.capacity = voxel_size, margin, capacity
-        self.sharpening, self.symmetry, self.filtered = sharpening, symmetry, filtered
+        self.sharpening, self.symmetry, self.filtered, self.detailed = sharpening, symmetry, filtered, detailed
 
     def forward(self, pair: Pair) -> Reenactment:
         """The source with the target's expression, seen by the target's camera; the target's image is not looked at."""
@@ -126,10 +130,29 @@ class MGGTalk(nn.Module):
         camera, size = pair.target.camera, (pair.target.image.shape[-2], pair.target.image.shape[-1])
         with exact(pair.source.image.device):
             identity = self.reconstruct(pair.source)
-            coarse, dense = self.gaussians(identity, pair.target.expression, camera)
-            backdrop = self.backdrop(identity, camera)
+            known = self.prepare(identity)
+            coarse, dense = self.gaussians(identity, pair.target.expression, camera, known)
+            backdrop = self.backdrop(identity, camera, known)
             first, second = (self.renderer(gaussians, camera, size, backdrop) for gaussians in (coarse, dense))
+            second = replace(second, image=self.finished(second.image, identity, coarse, camera, known))
         return Trace(identity, coarse, dense, Reenactment(coarse=first, dense=second))
+
+    def render(
+        self, identity: Identity, expression: Float[Tensor, "b e"], camera: Camera, prepared: Prepared | None = None
+    ) -> Float[Tensor, "b 3 h w"]:
+        """The finished picture, as large as the source; arguments as :meth:`gaussians`."""
+        with exact(expression.device):
+            known = self.prepare(identity) if prepared is None else prepared
+            coarse, dense = self.gaussians(identity, expression, camera, known)
+            shown = self.renderer(dense, camera, _size(identity), self.backdrop(identity, camera, known))
+            return self.finished(shown.image, identity, coarse, camera, known)
+
+    def finished(self, image: Tensor, identity: Identity, coarse: Gaussians, camera: Camera, known: Prepared) -> Float[Tensor, "b 3 h w"]:
+        """A rendering with what its Gaussians miss of the source (``image`` itself where that is not carried along)."""
+        if known.detail is None:
+            return image
+        places, depth = project(coarse.means[:, : identity.points.visible.mask.shape[1] : known.detail.step], camera)
+        return image + carried(known.detail, places, depth, self.stillness(identity, camera))
 
     def reconstruct(self, frame: Frame) -> Identity:
         """What is computed once for a portrait (batched)."""
@@ -226,7 +249,7 @@ class MGGTalk(nn.Module):
         """What of :meth:`gaussians` depends on the identity alone; to be kept for a stream of frames, while no weight changes."""
         points = cat([identity.points.visible, identity.points.mirrored], dim=1)
         features = torch.cat([identity.visible_features, identity.mirrored_features], 1)
-        return Prepared(
+        known = Prepared(
             points=points,
             features=features,
             still=self.deformation.still(points, identity.expression),
@@ -234,7 +257,18 @@ class MGGTalk(nn.Module):
             mirrored=(self.mirrored_decoder or self.visible_decoder).body.lasting(identity.mirrored_features),
             parents=self.densifier.lasting(features),
             torso=torch.cat([identity.torso, identity.torso_alpha], 1),
+            detail=None,
         )
+        return known._replace(detail=self._missed(identity, known)) if self.detailed else known
+
+    def _missed(self, identity: Identity, known: Prepared) -> Detail:
+        """What the Gaussians miss of the source."""
+        camera, visible = identity.camera, identity.points.visible
+        with exact(identity.image.device):
+            coarse, dense = self._gaussians(identity, identity.expression, camera, known)
+            shown = self.renderer(dense, camera, _size(identity), self.backdrop(identity, camera, known)).image
+            places = project(coarse.means[:, : visible.mask.shape[1]].detach(), camera)[0]
+        return detail_of(identity.image - shown, identity.surface.mask, places, visible.opacity * visible.mask)
 
     def gaussians(
         self, identity: Identity, expression: Float[Tensor, "b e"], camera: Camera, prepared: Prepared | None = None
@@ -263,6 +297,10 @@ class MGGTalk(nn.Module):
         coarse = cat([stage_one, stage_two], dim=1)
         dense = self.densifier(coarse, base, deformed.tangents, points.child_colour, points.child_opacity, known.features, known.parents)
         return coarse, dense
+
+
+def _size(identity: Identity) -> tuple[int, int]:
+    return identity.image.shape[-2], identity.image.shape[-1]
 
 
 def _base(deformed: Deformed, cloud: PointCloud) -> Gaussians:

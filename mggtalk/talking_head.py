@@ -204,9 +204,7 @@ class TalkingHead:
     def render(self, avatar: Avatar, expression: torch.Tensor, head_to_camera: torch.Tensor) -> ByteImage:
         """One frame (uint8, size x size x 3) under an expression (e) and a head pose (4 x 4)."""
         camera = Camera(intrinsics=avatar.frame.camera.intrinsics, head_to_camera=head_to_camera[None])
-        _, gaussians = self.model.gaussians(avatar.identity, expression[None], camera, avatar.prepared)
-        backdrop = self.model.backdrop(avatar.identity, camera, avatar.prepared)
-        image = self.model.renderer(gaussians, camera, (self.size, self.size), backdrop).image[0]
+        image = self.model.render(avatar.identity, expression[None], camera, avatar.prepared)[0]
         planes = image.nan_to_num_(0.0).clamp_(0, 1).mul_(255).round_().to(torch.uint8).cpu()
         return np.asarray(cv2.merge(list(planes.numpy())))
 

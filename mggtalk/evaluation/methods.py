@@ -57,14 +57,12 @@ class Model(Method):
     def pictures(self, case: Case, rows: Sequence[int]) -> list[ByteImage]:
         """Rendered."""
         device = next(self.model.parameters()).device
-        source = case.source.to(device)
-        identity = self.model.reconstruct(source)
-        prepared, size = self.model.prepare(identity), (source.image.shape[-2], source.image.shape[-1])
+        identity = self.model.reconstruct(case.source.to(device))
+        prepared = self.model.prepare(identity)
         images: list[ByteImage] = []
         for row in rows:
-            camera = case.camera(row).to(device)
-            gaussians = self.model.gaussians(identity, case.expressions[row][None].to(device), camera, prepared)[1]
-            images += byte_images(self.model.renderer(gaussians, camera, size, self.model.backdrop(identity, camera)).image)
+            expression = case.expressions[row][None].to(device)
+            images += byte_images(self.model.render(identity, expression, case.camera(row).to(device), prepared))
         return images
 
 
