@@ -63,6 +63,7 @@ class Prepared(NamedTuple):
     mirrored: Float[Tensor, "b m w"]
     parents: Float[Tensor, "b n w"]
     torso: Float[Tensor, "b 4 h w"]  # the torso, multiplied by its alpha, and its alpha
+    backed: Float[Tensor, "b n"]  # whether the picture of the torso lies behind a point
     detail: Detail | None  # what the Gaussians miss of the source, if that is carried along
 
 
@@ -217,7 +218,7 @@ class MGGTalk(nn.Module):
 
     def inpaint(self, frame: Frame, layers: Layers) -> tuple[Tensor, Tensor, Tensor]:
         """Background without the person (b 3 h w), torso over it without the head (b 3 h w), and the torso's alpha (b 1 h w)."""
-        behind, torso, alpha = classical_fill(frame.image, layers.background, layers.torso, layers.torso_extent)
+        behind, torso, alpha = classical_fill(frame.image, layers)
         person = 1 - layers.background
         filled = torch.cat([torch.lerp(frame.image, behind, person), torch.lerp(frame.image, torso, layers.hidden)])
         behind, torso = self.inpainter(filled, torch.cat([person, layers.hidden])).chunk(2)
@@ -257,6 +258,7 @@ class MGGTalk(nn.Module):
             mirrored=(self.mirrored_decoder or self.visible_decoder).body.lasting(identity.mirrored_features),
             parents=self.densifier.lasting(features),
             torso=torch.cat([identity.torso, identity.torso_alpha], 1),
+            backed=sample(identity.torso_alpha, points.pixels)[..., 0],
             detail=None,
         )
         return known._replace(detail=self._missed(identity, known)) if self.detailed else known
@@ -287,7 +289,9 @@ class MGGTalk(nn.Module):
     def _gaussians(self, identity: Identity, expression: Tensor, camera: Camera, known: Prepared) -> tuple[Gaussians, Gaussians]:
         points, count = known.points, identity.points.visible.mask.shape[1]
         moved = self.deformation(points, expression, identity.expression, known.still)
-        deformed, base = posed(moved, points, camera, torso_camera(camera, identity.camera))
+        deformed, base, kept = posed(moved, points, camera, torso_camera(camera, identity.camera))
+        kept = 1 - known.backed * (1 - kept)
+        base, opacity = replace(base, opacities=base.opacities * kept), points.child_opacity * kept[..., None]
         stage_one = self.visible_decoder(base[:, :count], identity.visible_features, lasting=known.visible)
         if self.mirrored_decoder is None:
             stage_two = self.visible_decoder(base[:, count:], identity.mirrored_features, lasting=known.mirrored)
@@ -295,7 +299,7 @@ class MGGTalk(nn.Module):
             counterparts = _select(parameters(stage_one), identity.points.counterpart)
             stage_two = self.mirrored_decoder(base[:, count:], identity.mirrored_features, counterparts, known.mirrored)
         coarse = cat([stage_one, stage_two], dim=1)
-        dense = self.densifier(coarse, base, deformed.tangents, points.child_colour, points.child_opacity, known.features, known.parents)
+        dense = self.densifier(coarse, base, deformed.tangents, points.child_colour, opacity, known.features, known.parents)
         return coarse, dense
 
 

@@ -81,7 +81,7 @@ def slow_motion(detail: Detail, places: Tensor, depth: Tensor) -> tuple[Tensor, 
     for image in range(len(depth)):
         members: dict[tuple[int, int], list[int]] = {}
         for point in range(depth.shape[1]):
-            column, row = (int(math.floor(float(place) * cells)) for place in places[image, point])
+            column, row = (math.floor(float(place) * cells) for place in places[image, point])
             if 0 <= column < cells and 0 <= row < cells and detail.weights[image, point] > 0:
                 members.setdefault((row, column), []).append(point)
         for (row, column), points in members.items():

@@ -344,13 +344,15 @@ def test_bases_without_gradients_are_those_with() -> None:
     """Bent points and the Gaussians over them; a Gaussian's rotation is its quaternion or the negative of that."""
     cloud, head, torso = random_cloud(3000)
     moved = Deformed(cloud.positions, cloud.tangents)
-    slow, base = posed(moved, cloud, head, torso)
+    slow, base, kept = posed(moved, cloud, head, torso)
     single = Deformed(*(part.float() for part in moved))
     with torch.no_grad():
         assert can_stream(*single) and not can_stream(*moved)
-        fast, made = posed(single, cloud.to(torch.float32), head.to(torch.float32), torso.to(torch.float32))
+        fast, made, again = posed(single, cloud.to(torch.float32), head.to(torch.float32), torso.to(torch.float32))
     close(fast.positions, slow.positions, 1e-5)
     close(fast.tangents, slow.tangents, 1e-5)
+    close(again, kept, 1e-5)
+    assert (kept == 1).any() and (kept < 0.5).any()
     for name in ("means", "scales", "opacities", "features"):
         close(getattr(made, name), getattr(base, name), 1e-5)
     assert torch.equal(made.mask, base.mask)

@@ -10,7 +10,7 @@ from model_scenes import pose
 from torch import Tensor
 
 from mggtalk.geometry.cameras import project, transform_points
-from mggtalk.geometry.neck import FOLLOW, PIVOT, bend, torso_camera
+from mggtalk.geometry.neck import FOLLOW, PIVOT, TORN, bend, intact, torso_camera
 from mggtalk.types import Camera
 
 seeds = st.integers(0, 10**6)
@@ -126,3 +126,22 @@ def test_bending_has_exact_gradients(weight: float) -> None:
         return bend(*inputs, camera, torso)
 
     assert torch.autograd.gradcheck(bent, (positions, tangents, share, steps))
+
+
+@settings(deadline=None)
+@given(seed=seeds, stretch=st.floats(0.2, 4))
+def test_what_is_torn_fades(seed: int, stretch: float) -> None:
+    """Turned and drawn out along one of its sides, a footprint keeps (1.3 / s)^4 of its opacity, and all of it up to a stretch of 1.3."""
+    _, tangents = points(seed)
+    turn = torch.from_numpy(pose(30, 20, 10)[:3, :3])
+    sides = torch.tensor([[1.0], [stretch]], dtype=double)
+    kept = intact(tangents, (tangents * sides) @ turn.mT)
+    torch.testing.assert_close(kept, torch.full((2, 20), min(1.0, (TORN / stretch) ** 4), dtype=double))
+
+
+def test_padding_is_not_torn() -> None:
+    """Points that are none have no footprint; gradients stay finite."""
+    tangents = torch.zeros(1, 3, 2, 3, dtype=double, requires_grad=True)
+    kept = intact(tangents, 2 * tangents)
+    kept.sum().backward()
+    assert torch.equal(kept, torch.ones_like(kept)) and tangents.grad is not None and torch.isfinite(tangents.grad).all()

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
+from datasets_toolkit.faces.face_regions import CHIN
 from datasets_toolkit.schema import HEAD_REGIONS, Region
-from mggtalk.geometry.cameras import pixel_centres, unproject
+from mggtalk.geometry.cameras import pixel_centres, project, unproject
 from mggtalk.geometry.images import dilate, push_pull
 from mggtalk.types import Frame, TensorRecord
 
@@ -19,6 +21,8 @@ TRACE = 0.03
 """Matte below which a pixel shows nothing of the person."""
 LEAST = 0.3
 """Matte up to which a soft edge tells nothing of the colour of what it belongs to; from 1 - LEAST on it tells all."""
+NECK_ABOVE_CHIN = 3.0
+"""To which height above the chin (cm) the neck goes on behind the face."""
 BEND_BELOW_CHIN = 0.0
 """Height (cm, from the chin upwards) below which neck and hair begin to bend towards the torso."""
 
@@ -34,6 +38,8 @@ class Layers(TensorRecord):
     background: Float[Tensor, "*batch 1 h w"]  # 1 where the source surely shows background
     torso: Float[Tensor, "*batch 1 h w"]  # 1 where it surely shows torso
     torso_extent: Float[Tensor, "*batch 1 h w"]  # alpha of the whole torso, hidden parts included
+    neck: Float[Tensor, "*batch 1 h w"]  # 1 where it surely shows the neck
+    neck_extent: Float[Tensor, "*batch 1 h w"]  # alpha of the whole neck, continued behind the face
 
 
 def take_apart(frame: Frame, chin: Float[Tensor, " b"]) -> Layers:
@@ -47,6 +53,7 @@ def take_apart(frame: Frame, chin: Float[Tensor, " b"]) -> Layers:
     hidden = (dilate(head, 1) > TRACE).to(head)
     background = 1 - (dilate(frame.matte, 3) > TRACE).to(head)
     torso = is_torso * (frame.matte > SOLID) * (1 - dilate(is_head, 3))
+    is_neck = (labels == Region.NECK).to(frame.image)
     return Layers(
         head=head,
         foreground=_own_colours(frame, is_head, push_pull(frame.image, background)),
@@ -55,6 +62,8 @@ def take_apart(frame: Frame, chin: Float[Tensor, " b"]) -> Layers:
         background=background,
         torso=torso,
         torso_extent=_torso_extent(is_torso * frame.matte, hidden),
+        neck=is_neck * (frame.matte > SOLID) * (1 - dilate(is_head - is_neck, 2)),
+        neck_extent=_neck_extent(is_neck, is_head, frame),
     )
 
 
@@ -67,6 +76,21 @@ def _torso_extent(torso: Tensor, hidden: Tensor) -> Tensor:
     """The torso's alpha with its outline continued smoothly under neck and hair."""
     continued = push_pull(torso, 1 - hidden)
     return torch.where(hidden > 0, ((continued - 0.5) * 6 + 0.5).clamp(0, 1), torso)
+
+
+def _neck_extent(is_neck: Tensor, is_head: Tensor, frame: Frame) -> Tensor:
+    """The neck's alpha, continued upwards behind the face to :data:`NECK_ABOVE_CHIN`, where the head hides it from the source."""
+    height, radius = is_neck.shape[-2], max(is_neck.shape[-2] // 128, 1)
+    chin, depth = project(frame.mesh[:, CHIN : CHIN + 1], frame.camera)
+    highest = chin[:, 0, 1] - NECK_ABOVE_CHIN * frame.camera.intrinsics[:, 1, 1] / depth[:, 0]
+    rows = torch.arange(height, device=is_neck.device, dtype=is_neck.dtype)[:, None]
+    allowed = (rows >= highest[:, None, None, None]).to(is_neck)
+    broad = dilate(1 - dilate(1 - is_neck * allowed, radius), radius)  # without slivers beside ears and jaw
+    solid = 1 - dilate(1 - is_head * (frame.matte > SOLID), 2 * radius)
+    behind = allowed * solid * broad.flip(-2).cummax(-2).values.flip(-2)  # above some of it
+    extent = torch.maximum(broad, behind)
+    soft = avg_pool2d(extent, 4 * radius + 1, stride=1, padding=2 * radius, count_include_pad=False)
+    return torch.minimum(torch.maximum(broad, 2 * soft - 1), is_head * frame.matte)
 
 
 def _own_colours(frame: Frame, is_head: Tensor, behind: Tensor) -> Tensor:

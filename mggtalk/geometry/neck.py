@@ -13,6 +13,8 @@ PIVOT = (0.0, -6.6, -1.7)
 """The point of the head (canonical, cm) that moves least when heads turn: least squares over the tracked clips of the face model."""
 FOLLOW = 0.8
 """How much of the pivot's movement the torso takes part in."""
+TORN = 1.3
+"""How far a footprint may be stretched by bending before it begins to fade."""
 
 
 def torso_camera(camera: Camera, source: Camera) -> Camera:
@@ -58,3 +60,17 @@ def bend(
     apart = positions - resting
     stretched = tangents + stay[..., None] * (turned - tangents) + head_weight_steps[..., None] * apart[..., None, :]
     return resting + head_weight[..., None] * apart, stretched
+
+
+def intact(tangents: Float[Tensor, "b n 2 3"], stretched: Float[Tensor, "b n 2 3"]) -> Float[Tensor, "b n"]:
+    """How much of its opacity a point keeps that bending has stretched by s: (:data:`TORN` / s)^4, at most 1.
+
+    Skin does not stretch like that: where a head goes far, the neck slides below the collar, and a picture of the neck, which rests with
+    the torso, shows better than splats drawn out into stripes.
+
+    Args:
+        tangents: before points bent.
+        stretched: after it, from :func:`bend`.
+    """
+    ratio = (stretched.square().sum(-1) / tangents.square().sum(-1).clamp(min=1e-8)).amax(-1)
+    return (TORN**2 / ratio.clamp(min=TORN**2)).square()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from datasets_toolkit.compiling import compiled
 from mggtalk.geometry.face_model import FaceModel
+from mggtalk.geometry.neck import TORN
 from mggtalk.modules.children import can_stream, run
 from mggtalk.modules.layers import MLP, fourier, fourier_size
 from mggtalk.types import PointCloud
@@ -82,8 +83,11 @@ def _carry(first, last, given, made):  # type: ignore[no-untyped-def]
 
 def laid(
     moved: Deformed, cloud: PointCloud, relative: Float[Tensor, "b 4 4"], shape: tuple[float, float]
-) -> tuple[Deformed, Float[Tensor, "b n 4"], Float[Tensor, "b n 3"]]:
-    """Points as :func:`mggtalk.geometry.neck.bend` leaves them, with the rotations and scales of flat Gaussians there, by compiled loops.
+) -> tuple[Deformed, Float[Tensor, "b n 4"], Float[Tensor, "b n 3"], Float[Tensor, "b n"]]:
+    """Points as :func:`mggtalk.geometry.neck.bend` leaves them, by compiled loops.
+
+    Returns:
+        Points, rotations and scales of flat Gaussians there, and how much of their opacity they keep (``intact`` in that module).
 
     Args:
         moved: before they bend.
@@ -94,18 +98,18 @@ def laid(
     given = (*moved, cloud.head_weight, cloud.head_weight_steps, relative)
     made = tuple(tensor.new_empty(tensor.shape) for tensor in moved)
     quaternions = made[0].new_empty(*made[0].shape[:2], 4)
-    scales = torch.empty_like(made[0])
-    run(_lay, given, (*made, quaternions, scales), np.array(shape, np.float32))
-    return Deformed(*made), quaternions, scales
+    scales, kept = torch.empty_like(made[0]), made[0].new_empty(made[0].shape[:2])
+    run(_lay, given, (*made, quaternions, scales, kept), np.array((*shape, TORN**2), np.float32))
+    return Deformed(*made), quaternions, scales, kept
 
 
 @compiled()
 def _lay(first, last, given, made, shape):  # type: ignore[no-untyped-def]
     """:func:`laid` for the points from ``first`` to ``last`` (not included)."""
     positions, tangents, weights, steps, r = given
-    means, stretched, quaternions, scales = made
+    means, stretched, quaternions, scales, kept = made
     for i in range(first, last):
-        p, w, t = positions[i], weights[i], stretched[i]
+        p, w, t, most = positions[i], weights[i], stretched[i], shape[2]
         for axis in range(3):
             resting = r[axis, 0] * p[0] + r[axis, 1] * p[1] + r[axis, 2] * p[2] + r[axis, 3]
             apart = p[axis] - resting
@@ -114,6 +118,12 @@ def _lay(first, last, given, made, shape):  # type: ignore[no-untyped-def]
                 own = tangents[i, step]
                 turned = own[0] * r[axis, 0] + own[1] * r[axis, 1] + own[2] * r[axis, 2]
                 t[step, axis] = own[axis] + (_ONE - w) * (turned - own[axis]) + steps[i, step] * apart
+        for step in range(2):
+            own, new = tangents[i, step], t[step]
+            size = max(own[0] * own[0] + own[1] * own[1] + own[2] * own[2], _TINY)
+            most = max(most, (new[0] * new[0] + new[1] * new[1] + new[2] * new[2]) / size)
+        share = shape[2] / most
+        kept[i] = share * share
         a = math.sqrt(t[0, 0] * t[0, 0] + t[0, 1] * t[0, 1] + t[0, 2] * t[0, 2])
         u = unit(t[0, 0], t[0, 1], t[0, 2], a)
         along = t[1, 0] * u[0] + t[1, 1] * u[1] + t[1, 2] * u[2]

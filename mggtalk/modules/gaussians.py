@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from mggtalk.geometry.cameras import invert_rigid, matrix_to_quaternion, multiply_quaternions
 from mggtalk.geometry.head_points import CHILD_STEPS
-from mggtalk.geometry.neck import bend
+from mggtalk.geometry.neck import bend, intact
 from mggtalk.modules.children import can_compile, can_stream, children, corrections
 from mggtalk.modules.deformation import Deformed, laid
 from mggtalk.modules.layers import MLP, fourier, fourier_size
@@ -56,20 +56,26 @@ def base_gaussians(
     )
 
 
-def posed(moved: Deformed, cloud: PointCloud, camera: Camera, torso: Camera) -> tuple[Deformed, Gaussians]:
-    """Moved points bent between a head and its torso (:func:`mggtalk.geometry.neck.bend`), and their base Gaussians."""
-    if not can_stream(*moved, cloud.head_weight, camera.head_to_camera, torso.head_to_camera):
-        deformed = Deformed(*bend(*moved, cloud.head_weight, cloud.head_weight_steps, camera, torso))
-        return deformed, base_gaussians(deformed, cloud.colour, cloud.opacity, cloud.mask)
-    deformed, quaternions, scales = laid(moved, cloud, invert_rigid(camera.head_to_camera) @ torso.head_to_camera, (SPREAD, THICKNESS))
-    return deformed, Gaussians(
-        means=deformed.positions,
-        quaternions=quaternions,
-        scales=scales,
-        opacities=cloud.opacity.clamp(max=OPAQUE),
-        features=cloud.colour,
-        mask=cloud.mask,
-    )
+def posed(moved: Deformed, cloud: PointCloud, camera: Camera, torso: Camera) -> tuple[Deformed, Gaussians, Float[Tensor, "b n"]]:
+    """Moved points bent between a head and its torso, their base Gaussians, and how much of their opacity they may keep.
+
+    See :func:`mggtalk.geometry.neck.bend` and :func:`mggtalk.geometry.neck.intact`; the Gaussians keep all of it.
+    """
+    if can_stream(*moved, cloud.head_weight, camera.head_to_camera, torso.head_to_camera):
+        relative = invert_rigid(camera.head_to_camera) @ torso.head_to_camera
+        deformed, quaternions, scales, kept = laid(moved, cloud, relative, (SPREAD, THICKNESS))
+        base = Gaussians(
+            means=deformed.positions,
+            quaternions=quaternions,
+            scales=scales,
+            opacities=cloud.opacity.clamp(max=OPAQUE),
+            features=cloud.colour,
+            mask=cloud.mask,
+        )
+        return deformed, base, kept
+    deformed = Deformed(*bend(*moved, cloud.head_weight, cloud.head_weight_steps, camera, torso))
+    base = base_gaussians(deformed, cloud.colour, cloud.opacity, cloud.mask)
+    return deformed, base, intact(moved.tangents, deformed.tangents)
 
 
 def corrected(base: Gaussians, correction: Float[Tensor, "b n k"]) -> Gaussians:

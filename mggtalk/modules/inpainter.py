@@ -7,34 +7,36 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mggtalk.geometry.images import dilate, push_pull
+from mggtalk.geometry.layers import Layers
 from mggtalk.modules.layers import UNet, ZeroConv, unfold
 from mggtalk.modules.precision import learned
 
 
 def classical_fill(
-    image: Float[Tensor, "b 3 h w"],
-    background: Float[Tensor, "b 1 h w"],
-    torso: Float[Tensor, "b 1 h w"],
-    torso_extent: Float[Tensor, "b 1 h w"],
+    image: Float[Tensor, "b 3 h w"], layers: Layers
 ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"], Float[Tensor, "b 1 h w"]]:
-    """The base: the background continued under the person, and the torso continued under neck and hair.
+    """The base: the background continued under the person, clothes under neck and hair, and the neck behind the chin.
 
-    Two fills, not one, so that clothes do not bleed into the background nor the background into the clothes.
+    Three fills, not one, so that neither clothes nor background nor skin bleed into each other.
 
     Returns:
-        Background, background with the torso over it, and the torso's alpha.
+        Background, background with torso and neck over it, and the alpha of these two.
 
     Args:
         image: the source.
-        background: 1 where it surely shows background.
-        torso: 1 where it surely shows torso.
-        torso_extent: alpha of the whole torso, hidden parts included.
+        layers: what it shows where.
     """
-    behind = push_pull(image, background)
-    has_torso = torso.amax((-2, -1), keepdim=True)
-    clothes = push_pull(image, torso) * has_torso
-    extent = torso_extent * has_torso
-    return behind, extent * clothes + (1 - extent) * behind, extent
+    behind = push_pull(image, layers.background)
+    clothes, extent = _continued(image, layers.torso, layers.torso_extent)
+    skin, neck = _continued(image, layers.neck, layers.neck_extent)
+    dressed = extent * clothes + (1 - extent) * behind
+    return behind, neck * skin + (1 - neck) * dressed, 1 - (1 - neck) * (1 - extent)
+
+
+def _continued(image: Tensor, known: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+    """Colours continued from where they are known, and their alpha: 0 if none is known."""
+    some = known.amax((-2, -1), keepdim=True)
+    return push_pull(image, known) * some, extent * some
 
 
 class Inpainter(nn.Module):
