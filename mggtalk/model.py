@@ -35,7 +35,7 @@ from mggtalk.geometry.head_points import visible_points
 from mggtalk.geometry.images import dilate, nearest, sample, shift
 from mggtalk.geometry.inner_parts import inner_points
 from mggtalk.geometry.layers import Layers, one_of, take_apart
-from mggtalk.geometry.neck import PIVOT, torso_camera
+from mggtalk.geometry.neck import PIVOT, SUNK, torso_camera
 from mggtalk.geometry.surface import normals_from_depth
 from mggtalk.geometry.symmetry import hidden_behind, mirror_cloud, voxel_filter
 from mggtalk.modules.children import can_stream
@@ -164,6 +164,7 @@ class MGGTalk(nn.Module):
         layers = take_apart(frame, frame.mesh[:, CHIN, 1])
         depth = self.refiner(frame, layers.head)
         mask = depth > 0
+        depth = depth + mask * SUNK * (1 - layers.head_weight)
         surface = Surface(depth=depth, normals=normals_from_depth(depth, mask, frame.camera.intrinsics), mask=mask)
         background, torso, torso_alpha = self.inpaint(frame, layers)
         points = self.points(frame, layers, surface, torso)

@@ -9,9 +9,13 @@ import torch
 from model_scenes import DISTANCE, labelled, made_frame, made_model, pose, seen_from, with_expression
 from torch import Tensor
 
+from datasets_toolkit.faces.face_regions import CHIN
 from datasets_toolkit.schema import HEAD_REGIONS, Region
+from mggtalk.geometry.cameras import project
 from mggtalk.geometry.images import dilate
 from mggtalk.geometry.inner_parts import inner_points
+from mggtalk.geometry.layers import take_apart
+from mggtalk.geometry.neck import SUNK
 from mggtalk.metrics.functional import psnr
 from mggtalk.types import Frame, Identity, Pair, Rendering, cat
 
@@ -215,3 +219,18 @@ def test_a_closed_mouth_and_lids_hide_the_generic_parts() -> None:
     mask[:, -generic:] = False
     bare = replace(identity, points=replace(identity.points, visible=replace(identity.points.visible, mask=mask)))
     assert psnr(render_identity(identity, frame).image, render_identity(bare, frame).image, inside(frame)).item() > 35
+
+
+def test_what_rests_lies_behind_the_chin() -> None:
+    """The face where it was measured, the neck the deeper the more it rests; each point still where the source shows it."""
+    frame = made_frame(96)
+    identity, layers = MODEL.reconstruct(frame), take_apart(frame, frame.mesh[:, CHIN, 1])
+    sunk, inside = identity.surface.depth - frame.depth, frame.depth > 0
+    torch.testing.assert_close(sunk, torch.where(inside, SUNK * (1 - layers.head_weight), 0), rtol=0, atol=1e-4)
+    assert sunk[labelled(frame, *FACE) & inside].abs().max() < 1e-4
+    neck = sunk[labelled(frame, Region.NECK) & inside]
+    assert neck.min() < 0.5 and neck.max() > 0.8 * SUNK
+    points = identity.points.visible
+    surface = points.mask[0] & (identity.points.visible.weights[0].sum(-1) == 0)
+    places = project(points.positions, frame.camera)[0][0, surface]
+    torch.testing.assert_close(places, points.pixels[0, surface], rtol=0, atol=1e-2)

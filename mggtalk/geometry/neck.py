@@ -13,6 +13,8 @@ PIVOT = (0.0, -6.6, -1.7)
 """The point of the head (canonical, cm) that moves least when heads turn: least squares over the tracked clips of the face model."""
 FOLLOW = 0.8
 """How much of the pivot's movement the torso takes part in."""
+SUNK = 3.0
+"""How far (cm) what rests lies behind the surface that continues the chin; or a chin that goes over it would not hide it."""
 TORN = 1.3
 """How far a footprint may be stretched by bending before it begins to fade."""
 
