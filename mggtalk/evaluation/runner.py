@@ -28,10 +28,10 @@ from mggtalk.evaluation.sets import Gallery
 log = logging.getLogger(__name__)
 
 OWN = "source's own frames"
-"""Row of the real pictures: what the source's own clip scores in measures of identity."""
+"""Row of the real pictures where another person drives: what the source's own clip scores in measures of identity."""
 PROTOCOLS = {
     "self": "The first frame of a clip is the source, the face tracked in its other frames drives, and the clip itself is the truth, in "
-    "the crop of the source. Head and face move by their changes since the first frame.",
+    "the crop of the source. Head and face move by their changes since the first frame. Identity too is compared frame by frame.",
     "cross": "The first frame of a person's first clip is the source; clips of other people drive. The head is put where the driver's "
     "is, with the driver's expressions about the mean face of their clip; expression and pose are compared with the driver's, identity "
     "with the source's.",
@@ -70,13 +70,16 @@ def run_suite(suite: Suite, bench: Bench, progress: Progress = iter) -> SuiteRes
     if not pairs:
         raise UserError(f"suite {suite.name}: no pair could be measured; the first reason: {next(iter(refused.values()))}")
     measured, missing = bench.scorer.described(suite.kind, jitter=bool(suite.run))
+    about = {method.name: method.about for method in bench.methods}
+    if suite.kind == "cross":
+        about[OWN] = "Real pictures of the source's clip, against the source."
     return SuiteResult(
         suite=suite.name,
         protocol=PROTOCOLS[suite.kind],
         settings=asdict(suite),
         data=described(bench.reader, suite.split, {person for one in plans for person in (one.source_person, one.driver_person)}),
-        methods=(*(method.name for method in bench.methods), OWN),
-        about={**{method.name: method.about for method in bench.methods}, OWN: "Real pictures of the source's clip, against the source."},
+        methods=tuple(about),
+        about=about,
         metrics=measured,
         missing=missing,
         pairs=tuple(pairs),
@@ -92,7 +95,7 @@ def _measure(planned: PlannedPair, studio: Studio, bench: Bench, gallery: Galler
     truth = studio.truth(planned.rows[planned.compared], planned.source if own else None)
     aims = scorer.see(truth.pictures, truth.intrinsics, truth.landmarks)
     near = truth.landmarks if own else studio.near(case, planned.compared)
-    source = scorer.see([case.picture], at(case, 1), _points(case))
+    person = aims if own else scorer.see([case.picture], at(case, 1), _points(case))
     values: dict[str, dict[str, float]] = {}
     spent: dict[str, float] = {}
     made: dict[str, Sequence[ByteImage]] = {}
@@ -104,14 +107,15 @@ def _measure(planned: PlannedPair, studio: Studio, bench: Bench, gallery: Galler
         compared, run = output[: len(planned.compared)], output[len(planned.compared) :]
         made[method.name] = compared
         seen = scorer.see(compared, at(case, len(compared)), near)
-        row = {**scorer.motion(seen, aims, landmarks=own), **scorer.identity(seen, source)}
+        row = {**scorer.motion(seen, aims, landmarks=own), **scorer.identity(seen, person)}
         if own:
             row |= scorer.pictures(compared, truth)
         if shake is not None:
             row |= scorer.jitter(scorer.see(run, at(case, len(run)), shake[1]), shake[0])
         values[method.name] = row
     real = truth if own else studio.truth(planned.own, planned.source)
-    values[OWN] = scorer.identity(aims if own else scorer.see(real.pictures, real.intrinsics, real.landmarks), source)
+    if not own:
+        values[OWN] = scorer.identity(scorer.see(real.pictures, real.intrinsics, real.landmarks), person)
     gallery.add(made, _real(planned, real, truth))
     return PairResult(
         name=planned.name,

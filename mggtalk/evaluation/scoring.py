@@ -116,15 +116,15 @@ class Scorer:
             values["akd"] = _mean(metrics.akd(output.faces.landmarks, truth.faces.landmarks), both)
         return values
 
-    def identity(self, output: Seen, source: Seen) -> Values:
-        """Against the source (one face): the shape of the neutral face and, with recognisers, what they say."""
-        distance, both = (output.neutral - source.neutral).norm(dim=-1).mean(-1), output.faces.found & source.faces.found
+    def identity(self, output: Seen, person: Seen) -> Values:
+        """Against pictures of a person, one for each or one for all: the shape of the neutral face and, with recognisers, what they say."""
+        distance, both = (output.neutral - person.neutral).norm(dim=-1).mean(-1), output.faces.found & person.faces.found
         values = {"shape": _mean(10 * distance, both)}
         if self.embedder is not None:
-            ours, theirs = self.embedder.embed(output.crops), self.embedder.embed(source.crops).expand(len(output.crops), -1)
+            ours, theirs = self.embedder.embed(output.crops), self.embedder.embed(person.crops).expand(len(output.crops), -1)
             values["csim"] = _mean(metrics.csim(ours, theirs), both)
         if self.dlib is not None:
-            ours, theirs = self.dlib.descriptors(output.crops), self.dlib.descriptors(source.crops).expand(len(output.crops), -1)
+            ours, theirs = self.dlib.descriptors(output.crops), self.dlib.descriptors(person.crops).expand(len(output.crops), -1)
             values["csim_dlib"] = _mean(metrics.csim(ours, theirs), both)
             values["id_distance"] = _mean(metrics.id_distance(ours, theirs), both)
         return values
@@ -210,16 +210,18 @@ def definitions(embedder: FaceEmbedder | None, lpips: Lpips | None, dlib: FaceEm
             "face shape",
             "mm",
             "lower",
-            "Mean distance of the neutral faces estimated from output and source.",
+            "Mean distance of the neutral faces estimated from output and truth, or source.",
             tracker,
         ),
         ("found", "faces found", "share", "higher", "Share of output pictures in which the tracker finds a face.", tracker),
         ("jitter", "jitter", "ratio", "lower", "Mean second difference of landmarks over consecutive frames, output over truth.", tracker),
     ]
     if embedder is not None:
-        rows.append(("csim", "CSIM", "", "higher", "Cosine of the recogniser's embeddings of output and source.", _about(embedder)))
+        rows.append(
+            ("csim", "CSIM", "", "higher", "Cosine of the recogniser's embeddings of output and truth, or source.", _about(embedder))
+        )
     if dlib is not None:
-        cosine = "Cosine of dlib's descriptors of output and source; not on the scale of ArcFace's: that of two people is about 0.835."
+        cosine = "Cosine of dlib's descriptors of output and truth, or source; not on ArcFace's scale: that of two people is about 0.835."
         distance = "Euclidean distance of the same descriptors, for which they were trained: less than 0.6 is meant to be the same person."
         rows.append(("csim_dlib", "CSIM dlib", "", "higher", cosine, _about(dlib)))
         rows.append(("id_distance", "ID distance", "", "lower", distance, _about(dlib)))
