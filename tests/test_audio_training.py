@@ -210,5 +210,6 @@ def test_the_suite_of_speech_says_what_the_script_says(root: Path, tmp_path: Pat
         assert pair.source_person == row.person and values["lag"] == pytest.approx(1000 * abs(row.lag), nan_ok=True)
         assert values["correlation"] == pytest.approx(row.correlation, nan_ok=True) and values["error"] == pytest.approx(row.error)
     assert REGRESSION in (tmp_path / "audio.md").read_text() and "LSE-C" in (tmp_path / "audio.html").read_text()
-    with pytest.raises(UserError, match="no clip that can be heard"):
-        main(["--suite", "audio", "--shards", str(root), "--out", str(tmp_path), "--config", "people=[nobody]"])
+    for wrong, message in (("people=[nobody]", "no person 'nobody'"), ("skip=[nothing]", "no clip 'nothing'")):
+        with pytest.raises(UserError, match=message):
+            main(["--suite", "audio", "--shards", str(root), "--out", str(tmp_path), "--config", wrong])

@@ -141,19 +141,29 @@ def plan(index: pyarrow.Table, clips: pyarrow.Table, suite: Suite) -> list[Plann
     Raises:
         UserError: the split has no clip of at least two frames, a person or a skipped clip is not in it, or there is nobody to cross.
     """
+    people, found = people_of(clips), chosen(index, clips, suite)
+    if suite.kind == "self":
+        return [_pair(clip, clip, clip, found, people, suite) for clip in sorted(found)]
+    return _crossed(found, people, suite)
+
+
+def chosen(index: pyarrow.Table, clips: pyarrow.Table, suite: Suite) -> dict[str, Rows]:
+    """Rows, in order of time, of each clip of the suite's split and people that is not skipped.
+
+    Raises:
+        UserError: as :func:`plan`.
+    """
     people = people_of(clips)
     found = _clips_of(index, suite.split, people, suite.people)
     for clip in suite.skip:
         if found.pop(clip, None) is None:
             raise UserError(f"skip: split {suite.split!r} has no clip {clip!r} of these people; `mggdata stats` lists the clips")
-    if not found:
-        raise UserError(f"index.parquet: split {suite.split!r} has no clip of two frames or more; choose another split")
     absent = sorted(set(suite.people or ()) - {people[clip] for clip in found})
     if absent:
         raise UserError(f"split {suite.split!r} has no person {absent[0]!r}; `mggdata stats` lists the people")
-    if suite.kind == "self":
-        return [_pair(clip, clip, clip, found, people, suite) for clip in sorted(found)]
-    return _crossed(found, people, suite)
+    if not found:
+        raise UserError(f"index.parquet: split {suite.split!r} has no clip of two frames or more; choose another split")
+    return found
 
 
 def _clips_of(index: pyarrow.Table, split: str, people: Mapping[str, str], only: Sequence[str] | None) -> dict[str, Rows]:

@@ -26,7 +26,7 @@ from mggtalk.data.speech_clips import SpeechClip, clip_rows, read_clips, read_mo
 from mggtalk.data.speech_pieces import whole
 from mggtalk.evaluation import heard
 from mggtalk.evaluation.lips import MISSING, LipReader, definitions, jaw_expression
-from mggtalk.evaluation.protocol import Suite
+from mggtalk.evaluation.protocol import Suite, chosen
 from mggtalk.evaluation.results import Metric, PairResult, SuiteResult
 from mggtalk.evaluation.runner import OWN, described
 from mggtalk.metrics.speech import OPENING_VERTICES, correlation, gap_of, lag, mouth_opening, opening_error
@@ -181,9 +181,8 @@ def run_speech(suite: Suite, reader: ShardReader, driver: AudioDriver, lips: Lip
     Raises:
         UserError: no clip of the split can be heard, or with SyncNet a clip cannot be read or rendered.
     """
-    driven = drive(reader, suite.split, driver, None)
-    driven = [one for one in driven if suite.people is None or one.clip.person in suite.people]
-    driven = [one for one in driven if one.clip.name not in suite.skip]
+    asked = chosen(reader.index, reader.clips, suite)
+    driven = [one for one in drive(reader, suite.split, driver, None) if one.clip.name in asked]
     if not driven:
         raise UserError(f"split {suite.split!r} has no clip that can be heard of the people that were asked for")
     clips: dict[str, dict[str, Driven]] = {}
