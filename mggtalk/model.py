@@ -31,6 +31,7 @@ from datasets_toolkit.faces.face_regions import FACE_OVAL
 from mggtalk.geometry.cameras import project
 from mggtalk.geometry.detail import Detail, carried, detail_of
 from mggtalk.geometry.images import sample, shift
+from mggtalk.geometry.lids import Lids, drawn, upper_lids
 from mggtalk.geometry.neck import PIVOT, torso_camera
 from mggtalk.modules.children import can_stream
 from mggtalk.modules.deformation import Still
@@ -53,6 +54,7 @@ class Prepared(NamedTuple):
     mirrored: Float[Tensor, "b m w"]
     parents: Float[Tensor, "b n w"]
     torso: Float[Tensor, "b 4 h w"]  # the torso, multiplied by its alpha, and its alpha
+    lids: Lids
     backed: Float[Tensor, "b n"]  # whether the picture of the torso lies behind a point
     detail: Detail | None  # what the Gaussians miss of the source, if that is carried along
 
@@ -141,6 +143,7 @@ class MGGTalk(Reconstruction):
             mirrored=(self.mirrored_decoder or self.visible_decoder).body.lasting(identity.mirrored_features),
             parents=self.densifier.lasting(features),
             torso=torch.cat([identity.torso, identity.torso_alpha], 1),
+            lids=upper_lids(points, self.deformation.face_model.mean),
             backed=sample(identity.torso_alpha, points.pixels)[..., 0],
             detail=None,
         )
@@ -172,8 +175,10 @@ class MGGTalk(Reconstruction):
         points, count = known.points, identity.points.visible.mask.shape[1]
         moved = self.deformation(points, expression, identity.expression, known.still)
         deformed, base, kept = posed(moved, points, camera, torso_camera(camera, identity.camera))
-        kept = 1 - known.backed * (1 - kept)
-        base, opacity = replace(base, opacities=base.opacities * kept), points.child_opacity * kept[..., None]
+        kept, lid = 1 - known.backed * (1 - kept), drawn(known.lids, points.tangents, moved.tangents)
+        base = replace(base, opacities=base.opacities * kept, features=torch.lerp(base.features, known.lids.colour, lid))
+        colour = torch.lerp(points.child_colour, known.lids.colour[..., None, :], lid[..., None])
+        opacity = points.child_opacity * kept[..., None]
         stage_one = self.visible_decoder(base[:, :count], identity.visible_features, lasting=known.visible)
         if self.mirrored_decoder is None:
             stage_two = self.visible_decoder(base[:, count:], identity.mirrored_features, lasting=known.mirrored)
@@ -181,7 +186,7 @@ class MGGTalk(Reconstruction):
             counterparts = select(parameters(stage_one), identity.points.counterpart)
             stage_two = self.mirrored_decoder(base[:, count:], identity.mirrored_features, counterparts, known.mirrored)
         coarse = cat([stage_one, stage_two], dim=1)
-        dense = self.densifier(coarse, base, deformed.tangents, points.child_colour, opacity, known.features, known.parents)
+        dense = self.densifier(coarse, base, deformed.tangents, colour, opacity, known.features, known.parents)
         return coarse, dense
 
 
