@@ -1,4 +1,4 @@
-"""Closing lids: what an open eye shows of its upper lid is a narrow strip, in the shadow of brow and lashes, too little to draw out over an eye.
+"""Closing lids: of its upper lid an open eye shows a narrow strip in the shadow of brow and lashes, too little to draw out over an eye.
 
 Where the strip is stretched its colours go over into those of the cheek below; lashes keep theirs.
 """
