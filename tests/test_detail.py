@@ -132,6 +132,11 @@ def test_without_a_single_point_there_is_a_number_everywhere() -> None:
     assert torch.isfinite(result).all()
 
 
+def test_the_smallest_pictures_are_taken_too() -> None:
+    missed, head, pixels, depth = scene(8)
+    torch.testing.assert_close(carried(made(missed, head, pixels), pixels, depth, torch.ones(1)), missed, rtol=0, atol=1e-5)
+
+
 def test_the_gradient_goes_to_what_was_missed() -> None:
     """It is the transpose of a linear map: <g, carry(x)> = <carry^T g, x>; places and depths get none."""
     missed, head, pixels, depth = scene()

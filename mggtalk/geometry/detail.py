@@ -83,7 +83,7 @@ def _shares(pixels: Tensor, image: Tensor) -> Tensor:
 def _motion(detail: Detail, places: Tensor, depth: Tensor) -> tuple[Float[Tensor, "b h w 2"], Float[Tensor, "b 1 h w"]]:
     """Where each pixel comes from, as :func:`torch.nn.functional.grid_sample` reads it, and how much of the detail it keeps."""
     size = (detail.inner.shape[-2], detail.inner.shape[-1])
-    cells = max(min(CELLS, min(size) // 4), 1)
+    cells = max(min(CELLS, min(size) // 4), 2)
     cell = (places * cells).floor().long()
     inside = (detail.weights > 0) & (cell >= 0).all(-1) & (cell < cells).all(-1) & (depth > 0)
     index = torch.where(inside, cell[..., 1] * cells + cell[..., 0], cells**2)  # one cell more takes what is nowhere
