@@ -84,12 +84,10 @@ class Reconstruction(nn.Module):
 
     def _reconstruct(self, frame: Frame) -> Identity:
         layers = take_apart(frame, frame.mesh[:, CHIN, 1])
-        depth = self.refiner(frame, layers.head)
-        mask = depth > 0
-        depth = depth + mask * SUNK * (1 - layers.head_weight)
-        surface = Surface(depth=depth, normals=normals_from_depth(depth, mask, frame.camera.intrinsics), mask=mask)
+        surface = _surface(self.refiner(frame, layers.head), frame)
         background, torso, torso_alpha = self.inpaint(frame, layers)
-        points = self.points(frame, layers, surface, torso)
+        resting = _surface(surface.depth + surface.mask * SUNK * (1 - layers.head_weight), frame)
+        points = self.points(frame, layers, resting, torso)
         pixels = torch.cat([points.visible.pixels, points.mirrored.pixels], 1)
         features = sample(self.encoder(frame.image, layers.head), pixels / 2)
         visible_features, mirrored_features = features.split([points.visible.mask.shape[1], points.mirrored.mask.shape[1]], 1)
@@ -146,6 +144,11 @@ class Reconstruction(nn.Module):
         filled = torch.cat([torch.lerp(frame.image, behind, person), torch.lerp(frame.image, torso, layers.hidden)])
         behind, torso = self.inpainter(filled, torch.cat([person, layers.hidden])).chunk(2)
         return behind, torso, alpha
+
+
+def _surface(depth: Tensor, frame: Frame) -> Surface:
+    mask = depth > 0
+    return Surface(depth=depth, normals=normals_from_depth(depth, mask, frame.camera.intrinsics), mask=mask)
 
 
 def _base(deformed: Deformed, cloud: PointCloud) -> Gaussians:

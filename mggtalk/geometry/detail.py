@@ -18,7 +18,7 @@ from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
 from mggtalk.geometry.images import dilate, push_pull
 
-CELLS = 64
+CELLS = 32
 """Cells a side of the grid on which motion is averaged; fewer for images under 4 pixels a cell."""
 STRETCH = 0.1
 """Strain of the motion (change of displacement by place) at which detail has faded to exp(-1): a texture torn apart has none."""
@@ -26,7 +26,7 @@ REACH = 1.0
 """How deep (cm) behind the nearest point of a cell a point may lie to have a say of exp(-1) in the cell's motion."""
 RIM = 64
 """Outlines reach one pixel inwards for so many pixels of the image's width."""
-POINTS = 1 << 13
+POINTS = 1 << 12
 """About so many points say how the surface moves; more say the same."""
 
 
