@@ -232,6 +232,8 @@ def test_what_rests_lies_behind_the_chin() -> None:
     sunk = depth - sample(frame.depth, points.pixels)[..., 0]
     shown = points.mask & (sample((frame.depth > 0).float(), points.pixels)[..., 0] == 1)
     rests = 1 - sample(weight, points.pixels)[..., 0]
-    torch.testing.assert_close(sunk[shown], SUNK * rests[shown], rtol=0, atol=0.15)
-    assert sunk[shown & (rests == 0)].abs().max() < 0.15 and sunk[shown].max() > 0.8 * SUNK
+    off = (sunk - SUNK * rests).abs()
+    for part in (shown, shown & (rests == 0), shown & (rests > 0.5)):  # depth is sampled between pixels: outlines of the mesh are steps
+        assert part.any() and (off[part] < 0.15).float().mean() > 0.95
+    assert sunk[shown].max() > 0.8 * SUNK
     torch.testing.assert_close(places[shown], points.pixels[shown], rtol=0, atol=1e-2)
