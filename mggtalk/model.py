@@ -153,7 +153,7 @@ class MGGTalk(Reconstruction):
         camera, visible = identity.camera, identity.points.visible
         with exact(identity.image.device):
             coarse, dense = self._gaussians(identity, identity.expression, camera, known)
-            shown = self.renderer(dense, camera, _size(identity), self.backdrop(identity, camera, known)).image
+            shown = self.renderer(dense, camera, _size(identity), identity.image).image  # which is the backdrop of a head that is still
             places = project(coarse.means[:, : visible.mask.shape[1]].detach(), camera)[0]
         return detail_of(identity.image - shown, identity.surface.mask, places, visible.opacity * visible.mask)
 

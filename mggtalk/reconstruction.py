@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from datasets_toolkit.faces.face_regions import CHIN
 from datasets_toolkit.schema import Region
 from mggtalk.geometry.cameras import project
 from mggtalk.geometry.head_points import visible_points
@@ -83,7 +82,7 @@ class Reconstruction(nn.Module):
             return self._reconstruct(frame)
 
     def _reconstruct(self, frame: Frame) -> Identity:
-        layers = take_apart(frame, frame.mesh[:, CHIN, 1])
+        layers = take_apart(frame)
         surface = _surface(self.refiner(frame, layers.head), frame)
         background, torso, torso_alpha = self.inpaint(frame, layers)
         resting = _surface(surface.depth + surface.mask * SUNK * (1 - layers.head_weight), frame)

@@ -227,7 +227,7 @@ def test_chunks_and_batches_do_not_matter() -> None:
 
 
 def cloud_of(frame: Frame) -> PointCloud:
-    layers = take_apart(frame, frame.mesh[:, regions.CHIN, 1])
+    layers = take_apart(frame)
     surface = Surface(depth=frame.depth, normals=frame.normals, mask=frame.depth > 0)
     return visible_points(frame, layers, surface, face_model())
 

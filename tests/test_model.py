@@ -9,7 +9,6 @@ import torch
 from model_scenes import DISTANCE, labelled, made_frame, made_model, pose, seen_from, with_expression
 from torch import Tensor
 
-from datasets_toolkit.faces.face_regions import CHIN
 from datasets_toolkit.schema import HEAD_REGIONS, Region
 from mggtalk.geometry.cameras import project
 from mggtalk.geometry.images import dilate, sample
@@ -224,7 +223,7 @@ def test_a_closed_mouth_and_lids_hide_the_generic_parts() -> None:
 def test_what_rests_lies_behind_the_chin() -> None:
     """Points of the face where it was measured, of the neck the deeper the more they rest; each still where the source shows it."""
     frame = made_frame(96)
-    identity, weight = MODEL.reconstruct(frame), take_apart(frame, frame.mesh[:, CHIN, 1]).head_weight
+    identity, weight = MODEL.reconstruct(frame), take_apart(frame).head_weight
     assert torch.equal(identity.surface.depth, frame.depth)
     points = identity.points.visible
     points = points[:, : points.mask.shape[1] - inner_points(frame).mask.shape[1]]

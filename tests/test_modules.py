@@ -83,7 +83,7 @@ def points_of(frame: Frame) -> PointCloud:
 
 def test_the_refiner_starts_at_the_depth_it_is_given() -> None:
     frame = made_frame()
-    head = take_apart(frame, frame.mesh[:, 152, 1]).head
+    head = take_apart(frame).head
     refiner = seeded(lambda: GeometryRefiner((8, 16), limit=2.0))
     assert torch.equal(refiner(frame, head), frame.depth)
     moved = wake(refiner)(frame, head) - frame.depth
@@ -93,7 +93,7 @@ def test_the_refiner_starts_at_the_depth_it_is_given() -> None:
 
 def test_the_inpainter_starts_at_the_fill_and_changes_nothing_elsewhere() -> None:
     frame = made_frame()
-    layers = take_apart(frame, frame.mesh[:, 152, 1])
+    layers = take_apart(frame)
     _, filled, _ = classical_fill(frame.image, layers)
     inpainter = seeded(lambda: Inpainter((8, 16), margin=2))
     torch.testing.assert_close(inpainter(filled, layers.hidden), filled, rtol=0, atol=1e-6)
@@ -107,7 +107,7 @@ def test_the_classical_fill_keeps_clothes_skin_and_background_apart() -> None:
     """A red wall behind a blue torso with a green neck: no mixture anywhere behind the head but where edges are soft."""
     frame = made_frame(16)
     none = torch.zeros(1, 1, 16, 16)
-    layers = replace(take_apart(frame, frame.mesh[:, 152, 1]), background=none, torso=none, torso_extent=none, neck=none, neck_extent=none)
+    layers = replace(take_apart(frame), background=none, torso=none, torso_extent=none, neck=none, neck_extent=none)
     background, torso, extent, neck, behind_chin = (none.clone() for _ in range(5))
     background[..., :8, :3], torso[..., 13:, :], extent[..., 10:, :] = 1, 1, 1
     neck[..., 9:11, 7:9], behind_chin[..., 6:11, 6:10] = 1, 1
@@ -134,7 +134,7 @@ def test_the_classical_fill_keeps_clothes_skin_and_background_apart() -> None:
 def test_the_neck_goes_on_behind_the_chin_and_nowhere_else() -> None:
     """It is the neck where that is to be seen, rises as far as it says, straight up, and is hidden by the head all the way."""
     frame = made_frame(128)
-    layers = take_apart(frame, frame.mesh[:, 152, 1])
+    layers = take_apart(frame)
     chin = project(frame.mesh[:, 152:153], frame.camera)[0][0, 0, 1]
     per_cm = frame.camera.intrinsics[0, 1, 1] / DISTANCE
     extent, labels = layers.neck_extent[0, 0], frame.parsing[0]

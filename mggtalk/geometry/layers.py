@@ -42,8 +42,8 @@ class Layers(TensorRecord):
     neck_extent: Float[Tensor, "*batch 1 h w"]  # alpha of the whole neck, continued behind the face
 
 
-def take_apart(frame: Frame, chin: Float[Tensor, " b"]) -> Layers:
-    """Split an annotated source (batched) into layers; ``chin`` is the canonical height of its chin, cm."""
+def take_apart(frame: Frame) -> Layers:
+    """Split an annotated source (batched) into layers."""
     labels = frame.parsing[:, None]
     is_head = one_of(labels, HEAD_REGIONS).to(frame.image)
     is_torso = (labels == Region.TORSO).to(frame.image)
@@ -57,7 +57,7 @@ def take_apart(frame: Frame, chin: Float[Tensor, " b"]) -> Layers:
     return Layers(
         head=head,
         foreground=_own_colours(frame, is_head, push_pull(frame.image, background)),
-        head_weight=_head_weight(frame, is_head, is_torso, chin),
+        head_weight=_head_weight(frame, is_head, is_torso),
         hidden=hidden,
         background=background,
         torso=torso,
@@ -99,12 +99,12 @@ def _own_colours(frame: Frame, is_head: Tensor, behind: Tensor) -> Tensor:
     return push_pull(own, is_head * ((frame.matte - LEAST) / (1 - 2 * LEAST)).clamp(0, 1))
 
 
-def _head_weight(frame: Frame, is_head: Tensor, is_torso: Tensor, chin: Tensor) -> Tensor:
+def _head_weight(frame: Frame, is_head: Tensor, is_torso: Tensor) -> Tensor:
     """1 above the chin, 0 at the torso and at the lower image border, smooth over neck and hanging hair."""
     height, width = frame.image.shape[-2:]
     pixels = pixel_centres(height, width, device=frame.image.device, dtype=frame.image.dtype).reshape(1, -1, 2)
     points = unproject(pixels.expand(len(frame.depth), -1, -1), frame.depth.flatten(1).clamp(min=1), frame.camera)
-    below = points[..., 1].unflatten(-1, (height, width))[:, None] < (chin + BEND_BELOW_CHIN)[:, None, None, None]
+    below = points[..., 1].unflatten(-1, (height, width))[:, None] < (frame.mesh[:, CHIN, 1] + BEND_BELOW_CHIN)[:, None, None, None]
     face = (frame.parsing[:, None] != Region.NECK) & (frame.parsing[:, None] != Region.HAIR)
     moves = is_head * (face | ~below)
     border = torch.zeros_like(is_head)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datasets_toolkit.faces.face_regions import LEFT_EYE, RIGHT_EYE
+from mggtalk.geometry.neck import squared_stretch
 from mggtalk.types import PointCloud
 
 UPPER_LASHES = (RIGHT_EYE[9:], LEFT_EYE[9:])
@@ -63,5 +64,5 @@ def drawn(lids: Lids, tangents: Float[Tensor, "b n 2 3"], moved: Float[Tensor, "
         tangents: of the source.
         moved: under the expression of the target.
     """
-    ratio = (moved.square().sum(-1) / tangents.square().sum(-1).clamp(min=1e-8)).amax(-1).clamp(min=1e-8)
-    return (lids.share * ((ratio.sqrt() - TAUT) / (DRAWN - TAUT)).clamp(0, 1))[..., None]
+    stretch = squared_stretch(tangents, moved).clamp(min=1e-8).sqrt()
+    return (lids.share * ((stretch - TAUT) / (DRAWN - TAUT)).clamp(0, 1))[..., None]

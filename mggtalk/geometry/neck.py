@@ -74,5 +74,9 @@ def intact(tangents: Float[Tensor, "b n 2 3"], stretched: Float[Tensor, "b n 2 3
         tangents: before points bent.
         stretched: after it, from :func:`bend`.
     """
-    ratio = (stretched.square().sum(-1) / tangents.square().sum(-1).clamp(min=1e-8)).amax(-1)
-    return (TORN**2 / ratio.clamp(min=TORN**2)).square()
+    return (TORN**2 / squared_stretch(tangents, stretched).clamp(min=TORN**2)).square()
+
+
+def squared_stretch(tangents: Float[Tensor, "b n 2 3"], moved: Float[Tensor, "b n 2 3"]) -> Float[Tensor, "b n"]:
+    """The square of how many times as long a footprint's side is as it was, the larger of its two; 0 where there is no footprint."""
+    return (moved.square().sum(-1) / tangents.square().sum(-1).clamp(min=1e-8)).amax(-1)
