@@ -1,4 +1,4 @@
-"""What native libraries do behind our back: notes on stderr that tell a user nothing, and memory that is given back too soon."""
+"""What native libraries do behind our back: notes on stderr, memory that is given back too soon, threads that a fork leaves behind."""
 
 from __future__ import annotations
 
@@ -6,12 +6,33 @@ import ctypes
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, as its header numbers them
 _LARGEST = 32 << 20  # bytes: the most that the threshold may be
+
+_inherited: list[tuple[Any, ...]] = []
+
+
+def close_with(owner: object, *models: Any) -> weakref.finalize[..., None]:
+    """What closes native models: when called, when their owner goes, or when the process ends. Only the process that made them does.
+
+    MediaPipe closes a model on a thread of its own. A forked child has the model without the thread: closing it, or only dropping it in
+    a garbage collection at any time, would wait there for ever. So a child keeps what it inherits.
+    """
+    return weakref.finalize(owner, _close, os.getpid(), *models)
+
+
+def _close(maker: int, *models: Any) -> None:
+    if os.getpid() != maker:
+        _inherited.append(models)
+        return
+    for model in models:
+        model.close()
 
 
 @lru_cache(maxsize=1)

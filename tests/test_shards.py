@@ -262,7 +262,7 @@ def test_processes_share_a_reader_already_in_use(dataset: ShardReader, method: s
     context = multiprocessing.get_context(method)
     queues = [context.Queue() for _ in range(2)]
     wanted = [[0, 3, 5], [7, 2, 2]]
-    children = [context.Process(target=_read_rows, args=(dataset, *one)) for one in zip(wanted, queues, strict=True)]
+    children = [context.Process(target=_read_rows, args=(dataset, *one), daemon=True) for one in zip(wanted, queues, strict=True)]
     for child in children:
         child.start()
     assert [queue.get(timeout=60) for queue in queues] == [[sums[row] for row in rows] for rows in wanted]

@@ -163,7 +163,7 @@ def test_other_processes_read_with_a_storage_already_in_use(place: Storage, meth
     assert place.read("a.bin", 0, 1) == DATA[:1]
     context = multiprocessing.get_context(method)
     queue = context.Queue()
-    child = context.Process(target=_read_into, args=(place, queue))
+    child = context.Process(target=_read_into, args=(place, queue), daemon=True)
     child.start()
     assert queue.get(timeout=60) == DATA[3:12]
     child.join(60)
@@ -178,7 +178,7 @@ def test_a_forked_child_does_not_wait_for_a_lock_held_at_the_fork(tmp_path: Path
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     with place._lock:
-        child = context.Process(target=_read_into, args=(place, queue))
+        child = context.Process(target=_read_into, args=(place, queue), daemon=True)
         child.start()
         assert queue.get(timeout=60) == DATA[3:12]
     child.join(60)

@@ -8,7 +8,6 @@ Matte and scores are worked out on a coarse grid and brought to the edges of the
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from datasets_toolkit.annotators.parsing_kernels import (
 )
 from datasets_toolkit.assets import ASSETS, locate
 from datasets_toolkit.faces import face_regions as regions
-from datasets_toolkit.native import quiet_stderr
+from datasets_toolkit.native import close_with, quiet_stderr
 from datasets_toolkit.schema import ByteImage, FloatArray, Region
 
 MASK = npt.NDArray[np.bool_]
@@ -81,7 +80,7 @@ class LandmarkParsing(ParsingAnnotator):
         )
         with quiet_stderr():
             self._segmenter = vision.ImageSegmenter.create_from_options(options)
-        self._release = weakref.finalize(self, self._segmenter.close)
+        self._release = close_with(self, self._segmenter)
 
     def provenance(self) -> dict[str, str]:
         """The segmentation model's hash and licence."""

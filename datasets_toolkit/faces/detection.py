@@ -6,7 +6,6 @@ Each frame is tracked on a square crop around the previous frame's face: landmar
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from datasets_toolkit.assets import locate
-from datasets_toolkit.native import quiet_stderr
+from datasets_toolkit.native import close_with, quiet_stderr
 from datasets_toolkit.schema import LANDMARKS, ByteImage, Face, FloatArray
 
 SEARCH_SCALE = 2.0
@@ -121,7 +120,7 @@ class FaceTracker:
         with quiet_stderr():
             self._landmarker = vision.FaceLandmarker.create_from_options(landmarker)
             self._detector = vision.FaceDetector.create_from_options(detector)
-        self._release = weakref.finalize(self, _close_all, self._landmarker, self._detector)
+        self._release = close_with(self, self._landmarker, self._detector)
 
     def __enter__(self) -> FaceTracker:
         return self
@@ -183,11 +182,6 @@ class FaceTracker:
         points = np.array([[p.x, p.y, p.z] for p in result.face_landmarks[0]], np.float64)[:LANDMARKS] * box[2]
         scores = np.array([category.score for category in result.face_blendshapes[0]], np.float64)
         return Face(landmarks=points + np.array([box[0], box[1], 0]), blendshapes=scores)
-
-
-def _close_all(*models: Any) -> None:
-    for model in models:
-        model.close()
 
 
 def _media_image(image: ByteImage) -> Any:
