@@ -18,7 +18,7 @@ _LARGEST = 32 << 20  # bytes: the most that the threshold may be
 _inherited: list[tuple[Any, ...]] = []
 
 
-def close_with(owner: object, *models: Any) -> weakref.finalize[..., None]:
+def close_with(owner: object, *models: Any) -> weakref.finalize[..., object]:
     """What closes native models: when called, when their owner goes, or when the process ends. Only the process that made them does.
 
     MediaPipe closes a model on a thread of its own. A forked child has the model without the thread: closing it, or only dropping it in

@@ -22,6 +22,7 @@ from mggtalk.geometry.cameras import project
 from mggtalk.geometry.images import nearest
 from mggtalk.geometry.layers import one_of
 from mggtalk.metrics.functional import ssim
+from mggtalk.networks.face_landmarks import FaceLandmarks
 from mggtalk.types import Frame, Gaussians, PointCloud
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -83,6 +84,40 @@ def focused_l1(image: Float[Tensor, "b 3 h w"], target: Frame, focus: float) -> 
     weight = 1 + focus * one_of(target.parsing, FOCUS)[:, None].to(image)
     difference = (image - target.image).abs().mean(1, keepdim=True)
     return (weight * difference).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingLoss:
+    """Weights of what a face tracker reads in a rendering; the paper has no such terms, and 0 leaves one out.
+
+    Attributes:
+        landmarks: of the mean distance between landmarks read in rendering and target, in units of the face's height.
+        blendshapes: of the mean absolute difference between the expressions read.
+    """
+
+    landmarks: float = 0.0
+    blendshapes: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.landmarks or self.blendshapes)
+
+
+def reading_terms(image: Float[Tensor, "b 3 h w"], target: Frame, weights: ReadingLoss, reader: FaceLandmarks) -> dict[str, Term]:
+    """What the tracker reads in a rendering of ``target`` against what it reads in the target itself.
+
+    Colours say where a lip should be only while it overlaps with where it is; a tracker says so from afar. It reads both pictures, so
+    that what it always gets wrong does not count.
+    """
+    near = project(target.mesh, target.camera)[0]
+    with torch.no_grad():
+        wanted = reader(target.image, near)
+    read = reader(image, near)
+    height = (near[..., 1].amax(-1) - near[..., 1].amin(-1)).clamp(min=1)
+    distance = (read.landmarks - wanted.landmarks).norm(dim=-1).mean(-1) / height
+    return {
+        "reading/landmarks": Term(value=distance, weight=weights.landmarks),
+        "reading/blendshapes": Term(value=(read.blendshapes - wanted.blendshapes).abs().mean(-1), weight=weights.blendshapes),
+    }
 
 
 def head_mask(frame: Frame) -> Float[Tensor, "b 1 h w"]:

@@ -28,7 +28,7 @@ from mggtalk.data.packed import PairBatch
 from mggtalk.data.pairs import PairRule
 from mggtalk.data.synthetic import SyntheticPairs
 from mggtalk.export import save_model
-from mggtalk.losses import total
+from mggtalk.losses import ImageLoss, ReadingLoss, total
 from mggtalk.metrics.functional import csim
 from mggtalk.metrics.identity import FaceEmbedder
 from mggtalk.model import MGGTalk
@@ -36,6 +36,7 @@ from mggtalk.modules.identity import IdentityEncoder
 from mggtalk.networks.lpips import Lpips
 from mggtalk.rendering.auto import AutoRenderer
 from mggtalk.stages.base import PARTS, Optimiser, Stage, parameter_groups
+from mggtalk.stages.deformation import DeformationLoss, DeformationStage
 from mggtalk.stages.gaussians import GaussianStage
 from mggtalk.stages.geometry import GeometryStage, surface_weights
 from mggtalk.stages.joint import JointStage
@@ -276,6 +277,28 @@ def test_a_stage_refuses_the_weights_of_another_architecture(finished: tuple[Pat
 
 def test_a_checkpoint_holds_no_metrics_and_no_perceptual_network(finished: tuple[Path, object, object]) -> None:
     assert all(name.startswith("model.") for name in read_checkpoint(finished[0])["state_dict"])
+
+
+def test_a_tracker_may_read_along(batch: PairBatch, tmp_path: Path) -> None:
+    """Training on nothing but what it reads lowers that, and no checkpoint holds the network it reads with."""
+    silent = DeformationLoss(landmarks=0.0, correction=0.0, unrest=0.0)
+    reading = ReadingLoss(landmarks=1.0, blendshapes=1.0)
+    stage = DeformationStage(
+        fresh(),
+        image=ImageLoss(l1=0.0, ssim=0.0, perceptual=0.0),
+        coarse=0.0,
+        reading=reading,
+        deformation=silent,
+        optimiser=Optimiser(rate=0.01, warmup=1),
+    )
+    with torch.no_grad():
+        terms = stage.objective(batch.pair, stage.model.trace(batch.pair))
+        before = loss(stage, batch)
+        assert before == sum(terms[f"reading/{name}"].value.mean() for name in ("landmarks", "blendshapes")) > 0
+        fit(stage, batch, tmp_path, 12)
+        assert loss(stage, batch) < 0.95 * before
+    assert all(name.startswith("model.") for name in stage.state_dict())
+    assert DeformationStage(fresh()).reader is None
 
 
 def test_the_user_s_networks_measure_in_validation(batch: PairBatch, tmp_path: Path) -> None:
