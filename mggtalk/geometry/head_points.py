@@ -32,8 +32,12 @@ FADE = 3.0
 """Distance from the face, cm, at which expressions have faded to exp(-1)."""
 EYE_DEPTH, MOUTH_DEPTH = 0.35, 0.7
 """How far eyeballs lie behind the lids and teeth behind the lips, cm, so that what closes covers them."""
-EDGE = 0.12
-"""Distance from lids and inner lips, cm, within which what is labelled eye or mouth moves with the lid or lip."""
+LASHES, LIPS = 0.06, 0.12
+"""Distance from lids and from inner lips, cm, within which what is labelled eye or mouth moves with the lid or lip."""
+EYES = (
+    (Region.LEFT_EYE, face_regions.LEFT_EYE, face_regions.LEFT_IRIS),
+    (Region.RIGHT_EYE, face_regions.RIGHT_EYE, face_regions.RIGHT_IRIS),
+)
 JAW = (152, 175, 199)
 """Vertices of the chin: the lower teeth move with them."""
 
@@ -149,23 +153,45 @@ def _bind(frame: Frame, pixels: Tensor, labels: Tensor, face_model: FaceModel) -
         vertices, depth = project(frame.mesh, frame.camera)
         scale = frame.camera.intrinsics[:, 0, 0] / frame.camera.head_to_camera[:, 2, 3]  # pixels for a cm
         binding = bind(pixels, vertices, depth, face_model.triangles, FADE * scale)
-        inner = binding.distance > EDGE * scale[:, None]
-        for region, iris in ((Region.LEFT_EYE, face_regions.LEFT_IRIS), (Region.RIGHT_EYE, face_regions.RIGHT_IRIS)):
-            binding = _rebind(binding, inner & (labels == region), (iris[0], iris[1], iris[3]), 1.0)
-        mouth = inner & (labels == Region.MOUTH)
+        in_eye, in_mouth = (binding.distance > edge * scale[:, None] for edge in (LASHES, LIPS))
+        for region, ring, iris in EYES:
+            follows, fall = _following(pixels, vertices, ring, iris)
+            binding = _rebind(binding, in_eye & (labels == region), (iris[0], iris[1], iris[3]), follows, fall)
+        mouth = in_mouth & (labels == Region.MOUTH)
         upper = _closer_to_upper_lip(pixels, vertices)
         binding = _rebind(binding, mouth & upper, JAW, 0.0)
         binding = _rebind(binding, mouth & ~upper, JAW, 1.0)
-        eye = inner & ((labels == Region.LEFT_EYE) | (labels == Region.RIGHT_EYE))
+        eye = in_eye & ((labels == Region.LEFT_EYE) | (labels == Region.RIGHT_EYE))
         return binding, EYE_DEPTH * eye + MOUTH_DEPTH * mouth
 
 
-def _rebind(binding: Binding, where: Tensor, anchors: tuple[int, int, int], strength: float) -> Binding:
+def _following(
+    pixels: Float[Tensor, "b n 2"], vertices: Float[Tensor, "b v 2"], ring: tuple[int, ...], iris: tuple[int, ...]
+) -> tuple[Float[Tensor, "b n 1"], Float[Tensor, "b n 2 1"]]:
+    """How much pixels of an eye move with its iris, and how that changes a pixel right and down.
+
+    All of the iris does, and the corners stay: the white between them is drawn out on one side, so that it need not be made up, and
+    pushed together on the other.
+    """
+    centre, first, last = (vertices[:, index, None] for index in (iris[0], ring[0], ring[len(ring) // 2]))
+    radius = (vertices[:, list(iris[1:])] - centre).norm(dim=-1).mean(1)[:, None]
+    axis = normalize(last - first, dim=-1)
+    aside = ((pixels - centre) * axis).sum(-1)
+    ahead, behind = (((end - centre) * axis).sum(-1).abs() for end in (last, first))
+    white = (torch.where(aside > 0, ahead, behind) - radius).clamp(min=0.5 * radius)
+    follows = ((radius - aside.abs()) / white + 1).clamp(0, 1)
+    fall = torch.where((follows > 0) & (follows < 1), -aside.sign() / white, 0)[..., None] * axis
+    return follows[..., None], fall[..., None]
+
+
+def _rebind(
+    binding: Binding, where: Tensor, anchors: tuple[int, int, int], strength: float | Tensor, slope: float | Tensor = 0.0
+) -> Binding:
     chosen = where[..., None]
     return Binding(
         anchors=torch.where(chosen, torch.tensor(anchors, device=where.device), binding.anchors),
         weights=torch.where(chosen, strength / 3, binding.weights),
-        slopes=torch.where(chosen[..., None], 0.0, binding.slopes),
+        slopes=torch.where(chosen[..., None], slope / 3, binding.slopes),
         distance=binding.distance,
     )
 
