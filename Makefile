@@ -2,6 +2,7 @@
 # make demo    a talking-head video in outputs/demo
 # make test    lint, types and tests
 #
+# WORKERS=4 tests in four processes, WORKERS=0 in one (default 2).
 # PYTHON=python3.12 picks the interpreter. TORCH and TORCH_INDEX pick the PyTorch build, the first thing that pip installs:
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu   the small build without CUDA
 # TORCH_INDEX=https://download.pytorch.org/whl/cu130 the build for an NVIDIA GPU
@@ -10,6 +11,7 @@ PYTHON ?=
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 VENV ?= .venv
+WORKERS ?= 2
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 
@@ -27,7 +29,7 @@ lint: $(VENV)/.dev
 	$(RUN) -m mypy
 
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 clean:
 	rm -rf $(VENV) build *.egg-info
