@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -135,6 +137,12 @@ def test_a_face_follows_its_target(reader: FaceLandmarks, astronaut: ByteImage, 
 
 def test_it_takes_no_part_in_checkpoints_and_learns_nothing(reader: FaceLandmarks) -> None:
     assert not reader.state_dict() and not any(parameter.requires_grad for parameter in reader.parameters())
+
+
+def test_copies_read_the_same(reader: FaceLandmarks, astronaut: ByteImage, astronaut_face: Face) -> None:
+    image, near = tensor(astronaut), points(astronaut_face)
+    for other in (copy.deepcopy(reader), pickle.loads(pickle.dumps(reader))):
+        assert torch.equal(other(image, near).blendshapes, reader(image, near).blendshapes)
 
 
 def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:

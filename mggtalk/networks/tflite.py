@@ -29,6 +29,15 @@ class _Step(NamedTuple):
     output: int
 
 
+class _Graph(NamedTuple):
+    """Which tensors come in and go out, what happens between, and the weights."""
+
+    wanted: list[int]
+    given: list[int]
+    steps: list[_Step]
+    constants: dict[int, Any]
+
+
 class TfliteNetwork(Frozen):
     """A network of the bytes of a ``.tflite`` file: takes and returns what its first graph does, in the file's layout, as float32.
 
@@ -45,48 +54,56 @@ class TfliteNetwork(Frozen):
         if data[4:8] != b"TFL3":
             raise WeightsError(f"{name}: no TensorFlow Lite network; fetch it again")
         try:
-            self._read(data, name)
+            graph = _graph(data, name)
         except WeightsError:
             raise
         except Exception as error:  # whatever the format's reader makes of damaged bytes
             raise WeightsError(f"{name}: damaged ({type(error).__name__}); fetch it again") from error
+        self.data, self.name, self.graph = data, name, graph
+        for index, values in graph.constants.items():
+            self.register_buffer(f"constant_{index}", torch.from_numpy(values.copy()), persistent=False)
         self.freeze()
 
-    def _read(self, data: bytes, name: str) -> None:
-        from mediapipe.tasks.metadata import schema_py_generated as schema  # the format's own reader
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "graph"}
 
-        model = schema.Model.GetRootAs(data, 0)
-        graph = model.Subgraphs(0)
-        self.wanted, self.given = graph.InputsAsNumpy().tolist(), graph.OutputsAsNumpy().tolist()
-        constants, types = dict[int, Any](), _names(schema.TensorType)
-        for index in range(graph.TensorsLength()):
-            tensor = graph.Tensors(index)
-            values = model.Buffers(tensor.Buffer()).DataAsNumpy()
-            if isinstance(values, np.ndarray) and values.size:
-                constants[index] = values.view(DTYPES[types[tensor.Type()]]).reshape(tensor.ShapeAsNumpy() if tensor.ShapeLength() else ())
-        self.steps: list[_Step] = []
-        codes = _names(schema.BuiltinOperator)
-        for index in range(graph.OperatorsLength()):
-            operator = graph.Operators(index)
-            kind = codes.get(model.OperatorCodes(operator.OpcodeIndex()).BuiltinCode(), "of its own")
-            inputs, output = operator.InputsAsNumpy().tolist(), int(operator.Outputs(0))
-            if kind == "DEQUANTIZE" and inputs[0] in constants:
-                constants[output] = constants.pop(inputs[0]).astype(np.float32)
-            elif kind in _KINDS:
-                self.steps.append(_Step(_KINDS[kind](_Options(operator, schema), [constants.get(one) for one in inputs]), inputs, output))
-            else:
-                raise WeightsError(f"{name}: has the operation {kind}, which is not known here; give MediaPipe's face landmarker")
-        self.constants = [index for index, value in constants.items() if value.dtype == np.float32]
-        for index in self.constants:
-            self.register_buffer(f"constant_{index}", torch.from_numpy(constants[index].copy()), persistent=False)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.graph = _graph(self.data, self.name)  # of functions, which are not pickled
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs of the graph."""
-        known: dict[int, Tensor] = {index: getattr(self, f"constant_{index}") for index in self.constants}
-        known.update(zip(self.wanted, inputs, strict=True))
-        for step in self.steps:
+        known: dict[int, Tensor] = {index: getattr(self, f"constant_{index}") for index in self.graph.constants}
+        known.update(zip(self.graph.wanted, inputs, strict=True))
+        for step in self.graph.steps:
             known[step.output] = step.run(*(known[index] for index in step.inputs if index in known))
-        return tuple(known[index] for index in self.given)
+        return tuple(known[index] for index in self.graph.given)
+
+
+def _graph(data: bytes, name: str) -> _Graph:
+    from mediapipe.tasks.metadata import schema_py_generated as schema  # the format's own reader
+
+    model = schema.Model.GetRootAs(data, 0)
+    graph = model.Subgraphs(0)
+    constants, types = dict[int, Any](), _names(schema.TensorType)
+    for index in range(graph.TensorsLength()):
+        tensor = graph.Tensors(index)
+        values = model.Buffers(tensor.Buffer()).DataAsNumpy()
+        if isinstance(values, np.ndarray) and values.size:
+            constants[index] = values.view(DTYPES[types[tensor.Type()]]).reshape(tensor.ShapeAsNumpy() if tensor.ShapeLength() else ())
+    steps, codes = list[_Step](), _names(schema.BuiltinOperator)
+    for index in range(graph.OperatorsLength()):
+        operator = graph.Operators(index)
+        kind = codes.get(model.OperatorCodes(operator.OpcodeIndex()).BuiltinCode(), "of its own")
+        inputs, output = operator.InputsAsNumpy().tolist(), int(operator.Outputs(0))
+        if kind == "DEQUANTIZE" and inputs[0] in constants:
+            constants[output] = constants.pop(inputs[0]).astype(np.float32)
+        elif kind in _KINDS:
+            steps.append(_Step(_KINDS[kind](_Options(operator, schema), [constants.get(one) for one in inputs]), inputs, output))
+        else:
+            raise WeightsError(f"{name}: has the operation {kind}, which is not known here; give MediaPipe's face landmarker")
+    floats = {index: values for index, values in constants.items() if values.dtype == np.float32}
+    return _Graph(graph.InputsAsNumpy().tolist(), graph.OutputsAsNumpy().tolist(), steps, floats)
 
 
 class _Options:
