@@ -21,7 +21,7 @@ from datasets_toolkit.schema import HEAD_REGIONS, Region
 from mggtalk.geometry.cameras import project
 from mggtalk.geometry.images import nearest
 from mggtalk.geometry.layers import one_of
-from mggtalk.metrics.functional import ssim
+from mggtalk.metrics.functional import aed, akd, ssim
 from mggtalk.networks.face_landmarks import FaceLandmarks
 from mggtalk.types import Frame, Gaussians, PointCloud
 
@@ -113,10 +113,9 @@ def reading_terms(image: Float[Tensor, "b 3 h w"], target: Frame, weights: Readi
         wanted = reader(target.image, near)
     read = reader(image, near)
     height = (near[..., 1].amax(-1) - near[..., 1].amin(-1)).clamp(min=1)
-    distance = (read.landmarks - wanted.landmarks).norm(dim=-1).mean(-1) / height
     return {
-        "reading/landmarks": Term(value=distance, weight=weights.landmarks),
-        "reading/blendshapes": Term(value=(read.blendshapes - wanted.blendshapes).abs().mean(-1), weight=weights.blendshapes),
+        "reading/landmarks": Term(value=akd(read.landmarks, wanted.landmarks) / height, weight=weights.landmarks),
+        "reading/blendshapes": Term(value=aed(read.blendshapes, wanted.blendshapes), weight=weights.blendshapes),
     }
 
 

@@ -7,7 +7,6 @@ Grishchenko et al., "Blendshapes GHUM: real-time monocular facial blendshape pre
 
 from __future__ import annotations
 
-import io
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, normalize
 
 from datasets_toolkit.assets import locate
 from datasets_toolkit.faces.face_regions import LEFT_EYE, RIGHT_EYE
@@ -61,7 +60,7 @@ class FaceLandmarks(Frozen):
         super().__init__()
         path = locate("face_landmarker.task") if path is None else Path(path).expanduser()
         try:
-            with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as parts:
+            with zipfile.ZipFile(path) as parts:
                 data = [parts.read(f"{name}.tflite") for name in ("face_landmarks_detector", "face_blendshapes")]
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise WeightsError(f"{path}: no face landmarker ({type(error).__name__}); fetch face_landmarker.task again") from error
@@ -93,7 +92,7 @@ class FaceLandmarks(Frozen):
 def _square(landmarks: Float[Tensor, "b n 2"]) -> Float[Tensor, "b 2 3"]:
     """From shares of the square that the network looks at, upright with the eyes, to pixels of the image."""
     right, left = landmarks[:, RIGHT_EYE[0]], landmarks[:, LEFT_EYE[0]]
-    along = torch.nn.functional.normalize(left - right, dim=-1)
+    along = normalize(left - right, dim=-1)
     axes = torch.stack([along, torch.stack([-along[:, 1], along[:, 0]], -1)], -1)  # columns: right and down of the face
     upright = landmarks @ axes
     low, high = upright.amin(1), upright.amax(1)
