@@ -133,7 +133,7 @@ def made_model(seed: int = 0, capacity: int | None = None) -> MGGTalk:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MGGTalk(
-            refiner=GeometryRefiner((8, 16)),
+            refiner=GeometryRefiner((8, 16), seen=64),
             encoder=IdentityEncoder(8, (8, 16)),
             deformation=DeformationNetwork(face_model(), 16),
             visible_decoder=GaussianDecoder(8, width=16),

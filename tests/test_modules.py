@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_scenes import DISTANCE, face_model, made_frame, made_model, perturb, pose, seen_from, with_expression
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import avg_pool2d, normalize
 
 from datasets_toolkit.schema import Region
 from mggtalk.geometry.cameras import multiply_quaternions, project, quaternion_to_matrix
@@ -89,6 +89,24 @@ def test_the_refiner_starts_at_the_depth_it_is_given() -> None:
     moved = wake(refiner)(frame, head) - frame.depth
     assert moved[frame.depth > 0].abs().max() > 0.01 and moved.abs().max() <= 2.0 + 1e-4
     assert (moved[frame.depth == 0] == 0).all()
+
+
+@torch.no_grad()
+def test_the_refiner_gives_a_head_the_same_shape_at_every_size() -> None:
+    """What it corrects is in centimetres, not in pixels; the frame enlarged four times is moved as the frame is."""
+    frame = made_frame()
+    refiner = wake(seeded(lambda: GeometryRefiner((8, 16), seen=frame.image.shape[-1])))
+    head = take_apart(frame).head
+
+    def enlarged(image: Tensor) -> Tensor:
+        return image.repeat_interleave(4, -1).repeat_interleave(4, -2)
+
+    names = ("image", "parsing", "matte", "depth", "normals")
+    large = replace(frame, **{name: enlarged(getattr(frame, name)) for name in names})
+    small = refiner(frame, head) - frame.depth
+    found = avg_pool2d(refiner(large, enlarged(head)) - large.depth, 4)
+    off = (found - small)[frame.depth > 0].abs()
+    assert small.std() > 0.1 and off.median() < 0.03 * small.std(), "but for interpolation of the offsets"
 
 
 def test_the_inpainter_starts_at_the_fill_and_changes_nothing_elsewhere() -> None:

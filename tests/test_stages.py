@@ -38,7 +38,7 @@ from mggtalk.rendering.auto import AutoRenderer
 from mggtalk.stages.base import PARTS, Optimiser, Stage, parameter_groups
 from mggtalk.stages.deformation import DeformationLoss, DeformationStage
 from mggtalk.stages.gaussians import GaussianStage
-from mggtalk.stages.geometry import GeometryStage, surface_weights
+from mggtalk.stages.geometry import GeometryLoss, GeometryStage, surface_weights
 from mggtalk.stages.joint import JointStage
 from mggtalk.types import Pair
 
@@ -155,7 +155,7 @@ def test_each_stage_lowers_its_own_loss_and_leaves_the_others_alone(kind: type[S
 @torch.no_grad()
 def test_depths_agree_on_the_surface_and_what_lies_behind_it_does_not_count(batch: PairBatch) -> None:
     """Generic eyes and the inside of the mouth are most points of a small picture, and lie up to 3 cm behind its depth."""
-    stage = GeometryStage(fresh()).eval()
+    stage = GeometryStage(fresh(), geometry=GeometryLoss(agreement=0.3)).eval()
     own = replace(batch.pair, target=batch.pair.source)
 
     def agreement(pair: Pair) -> float:
@@ -172,7 +172,7 @@ def test_agreement_needs_the_depth_of_targets(tmp_path: Path) -> None:
     data = SyntheticPairs(str(tmp_path), 1, target_labels=("parsing", "matte"), clips=3, frames=4, persons=3, val_pairs=1)
     for kind in (GeometryStage, JointStage):
         with pytest.raises(UserError, match="target_labels: depth is missing"):
-            quietly(make_trainer(tmp_path, [], max_steps=1).fit, kind(fresh()), datamodule=data)
+            quietly(make_trainer(tmp_path, [], max_steps=1).fit, kind(fresh(), geometry=GeometryLoss(agreement=0.3)), datamodule=data)
 
 
 def test_what_is_trained_later_is_not_moved_by_weight_decay(batch: PairBatch, tmp_path: Path) -> None:
