@@ -1,9 +1,11 @@
 """The paper's ablations, and one of our own: trains the whole model and each of them alike, and measures all in one table.
 
-    python benchmarks/ablations.py --shards DATA [--steps 1000] [--size 256] [--only no_filter ...] [--out FOLDER] [--quick] [--json FILE]
+    python benchmarks/ablations.py --shards DATA [--steps 1000] [--size 256] [--seeds 0 1 2] [--only no_filter ...] [--out FOLDER]
+        [--quick] [--json FILE]
 
-Every variant is `mggtalk fit` on experiments/tiny.yaml and one file of experiments/ablations, with the same seed, steps and data; then
-`mggtalk export`; then suite `self` of the benchmark on the validation people. A variant whose exported model lies in FOLDER is not
+Every variant is `mggtalk fit` on experiments/tiny.yaml and one file of experiments/ablations, with the same seeds, steps and data; then
+`mggtalk export`; then suite `self` of the benchmark on the validation people. With several seeds the values of a pair are their means,
+intervals are still those over people, and what single seeds say stands beside them. A variant whose exported model lies in FOLDER is not
 trained again. The table compares the order of what each part is worth with the paper's (MGGTalk, arXiv 2504.00665, ablation table): its
 absolute PSNR cannot be compared (docs/benchmark.md).
 """
@@ -12,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from tqdm import tqdm
 
@@ -24,7 +28,7 @@ from datasets_toolkit.shards.shard_reader import ShardReader
 from mggtalk.evaluation.markdown import markdown
 from mggtalk.evaluation.methods import Model
 from mggtalk.evaluation.protocol import load_suite
-from mggtalk.evaluation.results import SuiteResult
+from mggtalk.evaluation.results import PairResult, SuiteResult
 from mggtalk.evaluation.runner import Bench, run_suite
 from mggtalk.evaluation.scoring import Scorer, Weights
 from mggtalk.evaluation.summary import Estimate, Summary, summarise, summary_record
@@ -40,13 +44,21 @@ OURS = ("no_detail",)
 """Parts that the paper does not have."""
 
 
-def train(name: str, arguments: argparse.Namespace) -> Path:
+def run_name(name: str, seed: int) -> str:
+    """Of a variant's run with a seed, in the folder of runs and among the methods."""
+    return name if seed == 0 else f"{name}-{seed}"
+
+
+def train(name: str, seed: int, arguments: argparse.Namespace) -> Path:
     """The exported model of a variant, trained now unless it is there."""
-    folder, exported = arguments.out / name, arguments.out / name / "model"
+    folder = arguments.out / run_name(name, seed)
+    exported = folder / "model"
     if (exported / "config.yaml").is_file():
         return exported
     ablation = [] if name == WHOLE else ["--config", ROOT / "experiments" / "ablations" / f"{name}.yaml"]
     settings = {
+        "seed_everything": seed,
+        "data.init_args.seed": seed,
         "data.init_args.root": arguments.shards,
         "data.init_args.transform.init_args.size": arguments.size,
         "trainer.max_steps": arguments.steps,
@@ -76,7 +88,7 @@ def measure(models: dict[str, Path], arguments: argparse.Namespace) -> SuiteResu
     for name, path in models.items():
         model = load_model(path)
         model.renderer = make_renderer("auto", "cpu")
-        methods.append(Model(name, model, "All parts." if name == WHOLE else f"experiments/ablations/{name}.yaml"))
+        methods.append(Model(name, model, "All parts." if name.startswith(WHOLE) else f"experiments/ablations/{name.split('-')[0]}.yaml"))
     suite = load_suite("self")
     changes = {"size": arguments.size, "run": 0, "films": 0, **({"frames": 2} if arguments.quick else {})}
     with Scorer(Weights()) as scorer:
@@ -84,12 +96,40 @@ def measure(models: dict[str, Path], arguments: argparse.Namespace) -> SuiteResu
         return run_suite(replace(suite, **changes), bench, tqdm)
 
 
-def table(summary: Summary, names: Sequence[str]) -> str:
+def over_seeds(results: SuiteResult, names: Sequence[str], seeds: Sequence[int]) -> SuiteResult:
+    """Variants instead of runs: each value of a pair is the mean over seeds; NaN if one of them is."""
+    runs = {name: [run_name(name, seed) for seed in seeds] for name in names}
+
+    def mean(pair: PairResult) -> PairResult:
+        values = {
+            name: {metric: fmean(pair.values[run].get(metric, math.nan) for run in of) for metric in pair.values[of[0]]}
+            for name, of in runs.items()
+        }
+        return replace(pair, values=values)
+
+    about = {name: results.about[of[0]] for name, of in runs.items()}
+    return replace(results, methods=tuple(names), about=about, pairs=tuple(mean(pair) for pair in results.pairs))
+
+
+def single_seeds(results: SuiteResult, names: Sequence[str], seeds: Sequence[int]) -> dict[str, list[float]]:
+    """PSNR head lost without a part, of each seed by itself."""
+    means = summarise(results).means
+    return {
+        name: [means[run_name(names[0], seed)]["psnr_head"].mean - means[run_name(name, seed)]["psnr_head"].mean for seed in seeds]
+        for name in names[1:]
+    }
+
+
+def table(summary: Summary, names: Sequence[str], singles: Mapping[str, Sequence[float]]) -> str:
     """What each part is worth: here, and in the paper."""
-    lines = ["| without | PSNR head, lost (dB) | SSIM head, lost | AED, gained | the paper's PSNR, lost (dB) |", "|---|---|---|---|---|"]
+    lines = [
+        "| without | PSNR head, lost (dB) | by seed | SSIM head, lost | AED, gained | the paper's PSNR, lost (dB) |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in sorted((name for name in names if name != WHOLE), key=lambda name: PAPER.get(name, PAPER_WHOLE)):
         found = summary.differences[name]
-        cells = [shown(found["psnr_head"], 2), shown(found["ssim_head"], 4), shown(found["aed"], 5, -1)]
+        by_seed = ", ".join(f"{value:+.2f}" for value in singles[name])
+        cells = [shown(found["psnr_head"], 2), by_seed, shown(found["ssim_head"], 4), shown(found["aed"], 5, -1)]
         theirs = f"{PAPER_WHOLE - PAPER[name]:.2f}" if name in PAPER else "not in it"
         lines.append(f"| {name} | {' | '.join(cells)} | {theirs} |")
     return "\n".join(lines)
@@ -110,16 +150,19 @@ def main() -> None:
         "--only", nargs="*", choices=[*sorted(PAPER), *OURS], default=[*sorted(PAPER), *OURS], help="ablations (default: all)"
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/ablations"), help="folder of runs and models")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="every variant is trained with each of them")
     parser.add_argument("--quick", action="store_true", help="30 steps and two frames of each clip: shows that it works, and nothing else")
     parser.add_argument("--json", type=Path, help="where all numbers go")
     arguments = parser.parse_args()
     arguments.steps = 30 if arguments.quick else arguments.steps
     arguments.out = arguments.out.resolve()
     names = [WHOLE, *arguments.only]
-    models = {name: train(name, arguments) for name in tqdm(names, unit="run")}
-    results = measure(models, arguments)
+    runs = [(name, seed) for seed in arguments.seeds for name in names]
+    models = {run_name(name, seed): train(name, seed, arguments) for name, seed in tqdm(runs, unit="run")}
+    measured = measure(models, arguments)
+    results = over_seeds(measured, names, arguments.seeds)
     summary = summarise(results)
-    print(table(summary, names))
+    print(table(summary, names, single_seeds(measured, names, arguments.seeds)))
     (arguments.out / "self.md").write_text(markdown(results, summary), encoding="utf-8")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(summary_record(summary), indent=1) + "\n", encoding="utf-8")

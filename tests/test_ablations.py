@@ -11,10 +11,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import ablations
-from ablations import OURS, PAPER, ROOT, WHOLE, main, table
+from ablations import OURS, PAPER, ROOT, WHOLE, main, over_seeds, single_seeds, table
 
 from datasets_toolkit.synthetic import build_synthetic
-from mggtalk.evaluation.summary import Estimate, Summary
+from mggtalk.evaluation.results import Metric, PairResult, SuiteResult
+from mggtalk.evaluation.summary import Estimate, Summary, summarise
 from mggtalk.export import BASES
 
 
@@ -31,10 +32,34 @@ def test_the_table_orders_by_what_the_paper_lost_and_turns_errors_around() -> No
     names = [WHOLE, "one_decoder", "no_detail", "no_filter"]
     found = {"psnr_head": estimate(0.5), "ssim_head": estimate(0.02), "aed": estimate(-0.003)}
     summary = Summary(means={}, differences=dict.fromkeys(names[1:], found), people={}, resamples=1, seed=0)
-    rows = table(summary, names).splitlines()[2:]
+    rows = table(summary, names, {name: [0.4, 0.6] for name in names[1:]}).splitlines()[2:]
     assert [row.split(" | ")[0] for row in rows] == ["| no_filter", "| one_decoder", "| no_detail"]
-    assert rows[0] == "| no_filter | +0.50 (+0.49 to +0.52) | +0.0200 (+0.0100 to +0.0400) | +0.00300 (-0.01700 to +0.01300) | 2.84 |"
+    assert (
+        rows[0]
+        == "| no_filter | +0.50 (+0.49 to +0.52) | +0.40, +0.60 | +0.0200 (+0.0100 to +0.0400) | +0.00300 (-0.01700 to +0.01300) | 2.84 |"
+    )
     assert rows[2].endswith("| not in it |")
+
+
+def test_seeds_are_averaged_pair_by_pair_and_told_apart() -> None:
+    """Worked by hand: two seeds, two people with a pair each."""
+
+    def pair(person: str, whole: tuple[float, float], less: tuple[float, float]) -> PairResult:
+        found = {WHOLE: whole[0], f"{WHOLE}-1": whole[1], "no_filter": less[0], "no_filter-1": less[1]}
+        values = {run: {"psnr_head": value} for run, value in found.items()}
+        return PairResult(name=person, source="", source_person=person, driver="", driver_person=person, frames=(), values=values)
+
+    names, seeds = [WHOLE, "no_filter"], [0, 1]
+    runs = (WHOLE, f"{WHOLE}-1", "no_filter", "no_filter-1")
+    results = SuiteResult(
+        suite="self", protocol="", settings={}, data={}, methods=runs, about=dict.fromkeys(runs, "a run"), missing=(),
+        metrics=(Metric(name="psnr_head", title="PSNR head", better="higher", unit="dB", definition=""),),
+        pairs=(pair("a", (20.0, 22.0), (19.0, 20.0)), pair("b", (30.0, 31.0), (30.0, 33.0))),
+    )  # fmt: skip
+    found = over_seeds(results, names, seeds)
+    assert found.methods == (WHOLE, "no_filter") and [each.values[WHOLE]["psnr_head"] for each in found.pairs] == [21, 30.5]
+    assert summarise(found).differences["no_filter"]["psnr_head"].mean == pytest.approx((1.5 - 1.0) / 2)
+    assert single_seeds(results, names, seeds)["no_filter"] == pytest.approx([0.5, 0.0])
 
 
 def test_an_ablation_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

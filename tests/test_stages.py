@@ -231,6 +231,15 @@ def test_groups_hold_every_trained_parameter_once(kind: type[Stage]) -> None:
         assert group["lr"] == optimiser.rate * (0.5 if part == kind.trains[0] else 1.0)
 
 
+def test_a_part_with_rate_zero_is_not_trained(batch: PairBatch) -> None:
+    stage = STAGES[NAMES.index("JointStage")](fresh(), optimiser=Optimiser(rates={"densifier": 0.0, "encoder": 0.0, "refiner": 2.0}))
+    loss(stage, batch).backward()
+    trained = {name.split(".")[0] for name, parameter in stage.model.named_parameters() if parameter.grad is not None}
+    assert trained == set(PARTS) - {"densifier", "encoder"}
+    groups = parameter_groups(stage.model, stage.trains, stage.optimiser)
+    assert {group["name"].split("/")[0] for group in groups} == trained
+
+
 def test_rates_of_parts_that_there_are_not_are_refused() -> None:
     with pytest.raises(ValueError, match="no part 'decoder'; its parts are refiner, encoder"):
         Optimiser(rates={"decoder": 0.1})

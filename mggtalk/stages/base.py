@@ -39,7 +39,7 @@ class Optimiser:
 
     Attributes:
         rate: learning rate.
-        rates: factors of it for single parts, by name.
+        rates: factors of it for single parts, by name; with 0 a part stays as it is and records no gradients.
         warmup: steps of the warm-up.
         final: what is left of the rate in the last step of the run.
         betas: of AdamW.
@@ -112,7 +112,7 @@ class Stage(LightningModule, ABC):
         self.reader = FaceLandmarks() if self.reading else None
         if start is not None:
             load_weights(model, Path(start))
-        freeze_all_but(model, self.trains)
+        freeze_all_but(model, tuple(part for part in self.trains if self.optimiser.rates.get(part, 1.0)))
         self.tracked = tracked
         lpips, embedder = Lpips(alexnet) if alexnet else None, FaceEmbedder(arcface) if arcface else None
         self.measures = nn.ModuleDict({split: SelfMeasures(lpips, embedder) for split in ("val", "test")})
