@@ -64,16 +64,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def export_checkpoint(path: Path, output: Path, strengths: Mapping[str, float] | None = None) -> None:
+def export_checkpoint(path: Path, output: Path, strengths: Mapping[str, float] | None = None, since: Path | None = None) -> None:
     """Write the model of a checkpoint as :func:`mggtalk.export.save_model` does, without anything of training.
 
     Args:
         path: of the checkpoint.
         output: as :func:`mggtalk.export.save_model` takes it.
         strengths: by part, the factor of its correction of the base; see :func:`temper`.
+        since: a model of the same architecture, as :func:`load_weights` takes it: factors are of the change
+            since that; see :func:`moderate`.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, was not made by ``mggtalk fit``, or its model has no such part.
+        CheckpointError: a file cannot be read, the checkpoint was not made by ``mggtalk fit``, or its model has no such part.
     """
     checkpoint = read_checkpoint(path)
     config = (checkpoint.get("hyper_parameters") or {}).get("model")
@@ -81,8 +83,14 @@ def export_checkpoint(path: Path, output: Path, strengths: Mapping[str, float] |
         raise CheckpointError(f"{path}: does not say how its model is built; only checkpoints of `mggtalk fit` do")
     model = build_model(config, path)
     load_weights(model, path)
-    for part, factor in (strengths or {}).items():
-        temper(model, part, factor)
+    if since is not None:
+        earlier = build_model(config, path)
+        load_weights(earlier, since)
+        for part, factor in (strengths or {}).items():
+            moderate(model, earlier, part, factor)
+    else:
+        for part, factor in (strengths or {}).items():
+            temper(model, part, factor)
     save_model(model, config, output)
 
 
@@ -100,6 +108,23 @@ def temper(model: MGGTalk, part: str, factor: float) -> None:
     for module in outputs:
         for parameter in module.parameters():
             parameter.mul_(factor)
+
+
+@torch.no_grad()
+def moderate(model: MGGTalk, earlier: MGGTalk, part: str, factor: float) -> None:
+    """Take only some of a part's change: its weights become w + factor (w' - w), those of ``earlier`` being w.
+
+    The two should be of one line of training: between weights that have nothing to do with each other lies nothing of use.
+
+    Raises:
+        CheckpointError: the model has no such part, or nothing in it can be trained.
+    """
+    parts = [getattr(which, part, None) for which in (earlier, model)]
+    before, after = (list(module.parameters()) if isinstance(module, nn.Module) else [] for module in parts)
+    if not after:
+        raise CheckpointError(f"the model has no part {part!r} with weights")
+    for old, new in zip(before, after, strict=True):
+        new.copy_(torch.lerp(old, new, factor))
 
 
 def model_weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

@@ -78,6 +78,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         metavar="PART=FACTOR",
         help="multiply what a part of the model corrects, such as densifier=0.5; 0 leaves the base (may be repeated)",
     )
+    parser.add_argument(
+        "--since", type=Path, metavar="MODEL", help="--strength scales what has changed since this model, not since the base"
+    )
     parser.set_defaults(function=_export)
 
 
@@ -87,11 +90,13 @@ def _export(parsed: argparse.Namespace) -> None:
 
     strengths = dict(_strength(word) for word in parsed.strength)
     if is_audio(read_checkpoint(parsed.checkpoint)):
-        if strengths:
-            raise UserError("--strength: a model of speech has no parts that correct a base")
+        if strengths or parsed.since is not None:
+            raise UserError("--strength, --since: a model of speech has no parts that correct a base")
         export_audio(parsed.checkpoint, parsed.output)
     else:
-        export_checkpoint(parsed.checkpoint, parsed.output, strengths)
+        if parsed.since is not None and not strengths:
+            raise UserError("--since: says what --strength counts from; give that too")
+        export_checkpoint(parsed.checkpoint, parsed.output, strengths, parsed.since)
     print(parsed.output)
 
 

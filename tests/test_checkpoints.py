@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from test_export import small_config
 
 from mggtalk.checkpoints import PREFIX, CheckpointError, export_checkpoint, load_weights, read_checkpoint
+from mggtalk.cli import main as command_line
 from mggtalk.export import ModelError, build_model, load_model, save_model
 from mggtalk.modules.identity import IdentityEncoder
 
@@ -83,6 +84,27 @@ def test_a_tempered_part_corrects_in_proportion_and_others_as_before(tmp_path: P
         with pytest.raises(CheckpointError, match=f"no part '{wrong}'"):
             export_checkpoint(path, tmp_path / "wrong", {wrong: 0.5})
         assert not (tmp_path / "wrong").exists()
+
+
+def test_of_a_parts_change_since_a_model_some_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Between the two weights, and beyond; the other parts are the later ones."""
+    path, changed = written(tmp_path / "last.ckpt"), ("visible_decoder", "densifier")
+    export_checkpoint(path, tmp_path / "late")
+    late = load_model(tmp_path / "late").state_dict()
+    early = build_model(small_config(), path)
+    early.load_state_dict({name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in late.items()})
+    save_model(early, small_config(), tmp_path / "early")
+    export_checkpoint(path, tmp_path / "part", {"visible_decoder": 0.25, "densifier": 0.0}, tmp_path / "early")
+    found = load_model(tmp_path / "part")
+    trained = dict(found.named_parameters())
+    for name, tensor in found.state_dict().items():
+        part = name.split(".")[0]
+        shift = {"visible_decoder": 0.75, "densifier": 1.0}[part] if part in changed and name in trained else 0.0
+        torch.testing.assert_close(tensor, late[name] + shift if shift else late[name], rtol=1e-6, atol=1e-6)
+    with pytest.raises(CheckpointError, match="no part 'renderer' with weights"):
+        export_checkpoint(path, tmp_path / "wrong", {"renderer": 0.5}, tmp_path / "early")
+    assert command_line(["export", str(path), "-o", str(tmp_path / "wrong"), "--since", str(tmp_path / "early")]) != 0
+    assert "--since: says what --strength counts from" in capsys.readouterr().err and not (tmp_path / "wrong").exists()
 
 
 class Harmful:
