@@ -82,7 +82,7 @@ def test_the_curve_has_every_step_and_every_term(undisturbed: Path) -> None:
     points = curve_of(undisturbed)
     steps = {name: [point.step for point in points if point.name == name] for name in {point.name for point in points}}
     assert steps["train/loss"] == list(range(STEPS)) and len(steps["val/loss"]) == len(steps["val/psnr_head"]) == 2
-    assert {"train/depth/agreement", "train/motion/landmarks", "train/gaussians/offsets", "train/dense/l1"} <= steps.keys()
+    assert {"train/depth/rough", "train/motion/landmarks", "train/gaussians/offsets", "train/dense/l1"} <= steps.keys()
 
 
 def test_killed_then_told_to_stop_then_resumed_is_as_if_nothing_had_happened(undisturbed: Path, killed: Path, place: Path) -> None:
