@@ -82,13 +82,14 @@ def run(words: Sequence[object], folder: Path) -> None:
         raise SystemExit(f"{words[0]} failed; the end of {folder / 'log.txt'}:\n{tail}")
 
 
-def measure(models: dict[str, Path], arguments: argparse.Namespace) -> SuiteResult:
-    """Suite self with all variants as methods."""
+def measure(models: Mapping[tuple[str, int], Path], arguments: argparse.Namespace) -> SuiteResult:
+    """Suite self with all runs, of a variant with a seed, as methods."""
     methods = []
-    for name, path in models.items():
+    for (name, seed), path in models.items():
         model = load_model(path)
         model.renderer = make_renderer("auto", "cpu")
-        methods.append(Model(name, model, "All parts." if name.startswith(WHOLE) else f"experiments/ablations/{name.split('-')[0]}.yaml"))
+        about = "All parts." if name == WHOLE else f"experiments/ablations/{name}.yaml"
+        methods.append(Model(run_name(name, seed), model, about))
     suite = load_suite("self")
     changes = {"size": arguments.size, "run": 0, "films": 0, **({"frames": 2} if arguments.quick else {})}
     with Scorer(Weights()) as scorer:
@@ -97,7 +98,7 @@ def measure(models: dict[str, Path], arguments: argparse.Namespace) -> SuiteResu
 
 
 def over_seeds(results: SuiteResult, names: Sequence[str], seeds: Sequence[int]) -> SuiteResult:
-    """Variants instead of runs: each value of a pair is the mean over seeds; NaN if one of them is."""
+    """Variants instead of runs: each value of a pair, and its time, is the mean over seeds; NaN if one of them is."""
     runs = {name: [run_name(name, seed) for seed in seeds] for name in names}
 
     def mean(pair: PairResult) -> PairResult:
@@ -105,7 +106,8 @@ def over_seeds(results: SuiteResult, names: Sequence[str], seeds: Sequence[int])
             name: {metric: fmean(pair.values[run].get(metric, math.nan) for run in of) for metric in pair.values[of[0]]}
             for name, of in runs.items()
         }
-        return replace(pair, values=values)
+        times = {name: fmean(pair.milliseconds[run] for run in of) for name, of in runs.items() if pair.milliseconds.keys() >= set(of)}
+        return replace(pair, values=values, milliseconds=times)
 
     about = {name: results.about[of[0]] for name, of in runs.items()}
     return replace(results, methods=tuple(names), about=about, pairs=tuple(mean(pair) for pair in results.pairs))
@@ -113,11 +115,8 @@ def over_seeds(results: SuiteResult, names: Sequence[str], seeds: Sequence[int])
 
 def single_seeds(results: SuiteResult, names: Sequence[str], seeds: Sequence[int]) -> dict[str, list[float]]:
     """PSNR head lost without a part, of each seed by itself."""
-    means = summarise(results).means
-    return {
-        name: [means[run_name(names[0], seed)]["psnr_head"].mean - means[run_name(name, seed)]["psnr_head"].mean for seed in seeds]
-        for name in names[1:]
-    }
+    each = [summarise(over_seeds(results, names, [seed]), resamples=1).differences for seed in seeds]
+    return {name: [found[name]["psnr_head"].mean for found in each] for name in names[1:]}
 
 
 def table(summary: Summary, names: Sequence[str], singles: Mapping[str, Sequence[float]]) -> str:
@@ -158,7 +157,7 @@ def main() -> None:
     arguments.out = arguments.out.resolve()
     names = [WHOLE, *arguments.only]
     runs = [(name, seed) for seed in arguments.seeds for name in names]
-    models = {run_name(name, seed): train(name, seed, arguments) for name, seed in tqdm(runs, unit="run")}
+    models = {run: train(*run, arguments) for run in tqdm(runs, unit="run")}
     measured = measure(models, arguments)
     results = over_seeds(measured, names, arguments.seeds)
     summary = summarise(results)

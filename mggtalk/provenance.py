@@ -167,7 +167,7 @@ def _parsed(comment: str) -> Provenance | None:
 def mark(frame: ByteImage, text: str = MARK, *, font: Path | None = None) -> ByteImage:
     """A copy of a frame with a visible mark: white letters on a dark, half transparent plate in the lower right corner.
 
-    Letters are a twentieth of the shorter side high, at least 11 pixels, smaller where the text would not fit otherwise.
+    Letters are a twentieth of the shorter side high, at least 11 pixels, smaller where the text would not fit into a quarter of the frame.
 
     Args:
         frame: RGB (h w 3).
@@ -193,9 +193,10 @@ def _letters(text: str, height: int, width: int, font: Path | None) -> FloatArra
     if not text.strip() or not text.isprintable():
         raise UserError(f"mark {text!r}: not one line of letters; give another text")
     side = min(height, width)
+    margins = 2 * (side // 40)
     for size in range(max(11, side // 20), _SMALLEST - 1, -1):
         drawn = _drawn(text, _font(size, font))
-        if drawn.shape[0] <= height - 2 * (side // 40) and drawn.shape[1] <= width - 2 * (side // 40):
+        if drawn.shape[0] <= height - margins and drawn.shape[1] <= width - margins and 4 * drawn.size < height * width:
             drawn.setflags(write=False)
             return drawn
     raise UserError(f"mark {text!r}: too long for a frame of {width} x {height} pixels; shorten it, or make larger frames")

@@ -87,7 +87,7 @@ def test_a_tempered_part_corrects_in_proportion_and_others_as_before(tmp_path: P
 
 
 def test_of_a_parts_change_since_a_model_some_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Between the two weights, and beyond; the other parts are the later ones."""
+    """A part between the two weights, one as it was; the other parts are the later ones."""
     path, changed = written(tmp_path / "last.ckpt"), ("visible_decoder", "densifier")
     export_checkpoint(path, tmp_path / "late")
     late = load_model(tmp_path / "late").state_dict()
