@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -352,3 +354,31 @@ def test_the_command_dubs_a_motion(driver: AudioDriver, tmp_path: Path) -> None:
 
 def test_the_default_basis_is_the_drivers() -> None:
     assert AudioDriver(random_network(), BEHAVIOUR).face_model.expression_size == FaceModel().expression_size
+
+
+SPEAK_WITH_LITTLE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in (
+            "pyarrow", "zstandard", "simplejpeg", "scenedetect", "omegaconf", "webdataset", "lightning", "jsonargparse", "torchmetrics",
+            "albumentations", "wandb", "pocketsphinx", "transformers", "skimage", "dlib",
+        ):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse())
+from mggtalk.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_portrait_speaks_where_nothing_optional_is_installed(tmp_path: Path) -> None:
+    """What the project depends on is enough for ``--audio``; packages for data sets and training are not asked for."""
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "portrait.png"), astronaut()[:, :, ::-1])
+    write_wav(tmp_path / "speech.wav", voice(0.5).numpy())
+    output = tmp_path / "speaking.mp4"
+    words = ["animate", "--source", tmp_path / "portrait.png", "--audio", tmp_path / "speech.wav", "--output", output, "--size", 64]
+    done = subprocess.run([sys.executable, "-c", SPEAK_WITH_LITTLE, *map(str, words)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert probe(output).has_audio

@@ -30,12 +30,11 @@ from mggtalk.audio.dub import dubbed
 from mggtalk.audio.files import TINY, load_audio
 from mggtalk.audio.sound import read_blocks, sound_start
 from mggtalk.audio.stream import SpeechControl, SpeechStream, Spoken, resampled
-from mggtalk.data.speech_clips import measured_style
-from mggtalk.data.speech_pieces import between
 from mggtalk.geometry.face_model import FaceModel
 from mggtalk.geometry.neck import PIVOT
+from mggtalk.metrics.speech import measured_style
 from mggtalk.modules.audio import AudioNetwork
-from mggtalk.modules.speech import FRAME_RATE
+from mggtalk.modules.speech import FRAME_RATE, between
 from mggtalk.motion_csv import head_poses
 from mggtalk.types import Motion
 

@@ -21,7 +21,7 @@ from datasets_toolkit.shards.shard_reader import ShardReader
 from mggtalk.data.packed import head_mesh
 from mggtalk.data.pairs import frame_table, people_of
 from mggtalk.geometry.face_model import FaceModel
-from mggtalk.metrics.speech import AROUND, OPENING_VERTICES, mouth_opening
+from mggtalk.metrics.speech import AROUND, OPENING_VERTICES, measured_style, mouth_opening
 from mggtalk.modules.speech import FRAME_RATE, RATE, STEP, SpeechEncoder
 from mggtalk.types import Camera, TensorRecord
 
@@ -30,11 +30,8 @@ SHORTEST = 1.0
 """Seconds; shorter clips are left out."""
 SILENT = -45.0
 """dB below full scale; quieter clips count as silent and are left out."""
-CORNERS = (61, 291)
-"""Vertices of the corners of the mouth."""
 _SIDES = {name: name.replace(*pair) for name in BLENDSHAPES for pair in (("Left", "Right"), ("Right", "Left")) if name.endswith(pair[0])}
 _SIDES |= {"jawLeft": "jawRight", "jawRight": "jawLeft", "mouthLeft": "mouthRight", "mouthRight": "mouthLeft"}
-_SMILE = [BLENDSHAPES.index(name) for name in ("mouthSmileLeft", "mouthSmileRight")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,19 +190,6 @@ def moved(clip: SpeechClip, frames: int) -> SpeechClip:
     """A clip whose sound is heard ``frames`` later."""
     heard = shifted(clip.bilabial[:, None], frames)[:, 0]
     return replace(clip, features=shifted(clip.features, frames), bilabial=heard)
-
-
-def measured_style(mesh: Float[Tensor, "t v 3"], expression: Float[Tensor, "t e"], times: Float[Tensor, " t"]) -> Float[Tensor, " 4"]:
-    """How a person speaks: logarithms of the deviation of the mouth's opening and width, the mean smile, and the logarithm of the tempo.
-
-    The tempo is the mean speed of the opening over its deviation (1 / s). Openings and widths are in face heights, so that no unit matters.
-    """
-    opening = mouth_opening(mesh)
-    height = torch.linalg.vector_norm(mesh[:, OPENING_VERTICES[2]] - mesh[:, OPENING_VERTICES[3]], dim=-1)
-    width = torch.linalg.vector_norm(mesh[:, CORNERS[0]] - mesh[:, CORNERS[1]], dim=-1) / height.mean()
-    spread, stretch = (values.std().clamp_min(1e-3) for values in (opening, width))
-    speed = (opening.diff().abs() / times.diff().to(opening)).mean()
-    return torch.stack([spread.log(), stretch.log(), expression[:, _SMILE].mean(), (speed / spread + 1e-3).log()])
 
 
 def _offset(row: dict[str, Any]) -> float:

@@ -14,7 +14,7 @@ from mggtalk.data.pairs import random_stream
 from mggtalk.data.speech_clips import SpeechClip
 from mggtalk.metrics.speech import opening_of
 from mggtalk.modules.audio import REACH
-from mggtalk.modules.speech import CHANNELS, RATE, SpeechEncoder
+from mggtalk.modules.speech import CHANNELS, RATE, SpeechEncoder, between
 from mggtalk.types import TensorRecord
 
 
@@ -112,11 +112,3 @@ def whole(clip: SpeechClip) -> SpeechBatch:
     return SpeechBatch(
         features=features[None], still=torch.zeros(1, dtype=torch.bool), **{name: getattr(clip, name)[None] for name in names}
     )
-
-
-def between(values: Float[Tensor, "t c"], places: Float[Tensor, " u"]) -> Float[Tensor, "u c"]:
-    """Rows at broken places, linearly; zeros beyond both ends."""
-    padded = torch.nn.functional.pad(values, (0, 0, 1, 1))
-    places = (places + 1).clamp(0, len(padded) - 1)
-    before = places.floor().long().clamp(max=len(padded) - 2)
-    return torch.lerp(padded[before], padded[before + 1], (places - before)[:, None].to(values))

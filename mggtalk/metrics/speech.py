@@ -13,15 +13,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from datasets_toolkit.faces import face_regions as regions
+from datasets_toolkit.schema import BLENDSHAPES
 
 OPENING_VERTICES = (regions.UPPER_INNER_LIP, regions.LOWER_INNER_LIP, regions.FOREHEAD, regions.CHIN)
 """The vertices that an opening is measured between."""
+CORNERS = (61, 291)
+"""Vertices of the corners of the mouth."""
 REACH = 0.4
 """Largest lag that is looked for, seconds."""
 CLOSED = 0.1
 """Share of the way from a clip's 5th percentile to its 95th up to which its lips count as closed."""
 AROUND = 0.04
 """Seconds around a phone in which lips may close for it: two frames of 20 ms."""
+_SMILE = [BLENDSHAPES.index(name) for name in ("mouthSmileLeft", "mouthSmileRight")]
 
 
 def mouth_opening(mesh: Float[Tensor, "*batch v 3"]) -> Float[Tensor, "*batch"]:
@@ -126,3 +130,16 @@ def _moved(driven: Tensor, tracked: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Both signals where both are there, if the driven one is ``step`` samples late."""
     count = len(driven) - abs(step)
     return driven[max(step, 0) :][:count], tracked[max(-step, 0) :][:count]
+
+
+def measured_style(mesh: Float[Tensor, "t v 3"], expression: Float[Tensor, "t e"], times: Float[Tensor, " t"]) -> Float[Tensor, " 4"]:
+    """How a person speaks: logarithms of the deviation of the mouth's opening and width, the mean smile, and the logarithm of the tempo.
+
+    The tempo is the mean speed of the opening over its deviation (1 / s). Openings and widths are in face heights, so that no unit matters.
+    """
+    opening = mouth_opening(mesh)
+    height = torch.linalg.vector_norm(mesh[:, OPENING_VERTICES[2]] - mesh[:, OPENING_VERTICES[3]], dim=-1)
+    width = torch.linalg.vector_norm(mesh[:, CORNERS[0]] - mesh[:, CORNERS[1]], dim=-1) / height.mean()
+    spread, stretch = (values.std().clamp_min(1e-3) for values in (opening, width))
+    speed = (opening.diff().abs() / times.diff().to(opening)).mean()
+    return torch.stack([spread.log(), stretch.log(), expression[:, _SMILE].mean(), (speed / spread + 1e-3).log()])

@@ -165,3 +165,11 @@ def _speech_shape() -> FloatArray:
     centres = (filters * np.arange(filters.shape[1])).sum(1) / filters.sum(1) * RATE / WINDOW
     shape = -np.maximum(np.log2(centres / 500), 0.0) * 0.9
     return np.asarray(shape - shape.mean())
+
+
+def between(values: Float[Tensor, "t c"], places: Float[Tensor, " u"]) -> Float[Tensor, "u c"]:
+    """Rows at broken places, linearly; zeros beyond both ends."""
+    padded = torch.nn.functional.pad(values, (0, 0, 1, 1))
+    places = (places + 1).clamp(0, len(padded) - 1)
+    before = places.floor().long().clamp(max=len(padded) - 2)
+    return torch.lerp(padded[before], padded[before + 1], (places - before)[:, None].to(values))
