@@ -1,4 +1,4 @@
-"""The paper's ablations, and one of our own: trains the whole model and each of them alike, and measures all in one table.
+"""The paper's ablations, and two of our own: trains the whole model and each of them alike, and measures all in one table.
 
     python benchmarks/ablations.py --shards DATA [--steps 1000] [--size 256] [--seeds 0 1 2] [--only no_filter ...] [--out FOLDER]
         [--quick] [--json FILE]
@@ -40,7 +40,7 @@ WHOLE = "whole"
 PAPER = {"no_refinement": 29.98, "no_symmetry": 31.24, "no_filter": 29.56, "one_decoder": 32.12, "no_densification": 30.32}
 """PSNR on HDTF without a part; with all of them 32.40."""
 PAPER_WHOLE = 32.40
-OURS = ("no_detail",)
+OURS = ("no_detail", "no_light")
 """Parts that the paper does not have."""
 
 

@@ -32,6 +32,7 @@ from mggtalk.geometry.cameras import project
 from mggtalk.geometry.detail import Detail, carried, detail_of
 from mggtalk.geometry.images import sample, shift
 from mggtalk.geometry.lids import Lids, drawn, upper_lids
+from mggtalk.geometry.light import shaded
 from mggtalk.geometry.neck import PIVOT, torso_camera
 from mggtalk.modules.children import can_stream
 from mggtalk.modules.deformation import Still
@@ -176,8 +177,9 @@ class MGGTalk(Reconstruction):
         moved = self.deformation(points, expression, identity.expression, known.still)
         deformed, base, kept = posed(moved, points, camera, torso_camera(camera, identity.camera))
         kept, lid = 1 - known.backed * (1 - kept), drawn(known.lids, points.tangents, moved.tangents)
-        base = replace(base, opacities=base.opacities * kept, features=torch.lerp(base.features, known.lids.colour, lid))
-        colour = torch.lerp(points.child_colour, known.lids.colour[..., None, :], lid[..., None])
+        light = self._shade(identity, expression, camera, points)
+        base = replace(base, opacities=base.opacities * kept, features=torch.lerp(base.features, known.lids.colour, lid) * light)
+        colour = torch.lerp(points.child_colour, known.lids.colour[..., None, :], lid[..., None]) * light[..., None]
         opacity = points.child_opacity * kept[..., None]
         stage_one = self.visible_decoder(base[:, :count], identity.visible_features, lasting=known.visible)
         if self.mirrored_decoder is None:
@@ -188,6 +190,13 @@ class MGGTalk(Reconstruction):
         coarse = cat([stage_one, stage_two], dim=1)
         dense = self.densifier(coarse, base, deformed.tangents, colour, opacity, known.features, known.parents)
         return coarse, dense
+
+    def _shade(self, identity: Identity, expression: Tensor, camera: Camera, points: PointCloud) -> Float[Tensor, "b n 1"]:
+        """What the turn of the head makes of the points' colours."""
+        if not self.relit:
+            return points.opacity.new_ones(1, 1, 1)
+        displacement = self.deformation.face_model.displacement(expression - identity.expression)
+        return shaded(self.light.change(identity.light, displacement, camera), points, identity.points.visible.mask.shape[1])
 
 
 def _size(identity: Identity) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from mggtalk.geometry.head_points import visible_points
 from mggtalk.geometry.images import dilate, nearest, sample
 from mggtalk.geometry.inner_parts import inner_points
 from mggtalk.geometry.layers import Layers, one_of, take_apart
+from mggtalk.geometry.light import FaceLight
 from mggtalk.geometry.neck import SUNK
 from mggtalk.geometry.surface import normals_from_depth
 from mggtalk.geometry.symmetry import hidden_behind, mirror_cloud, voxel_filter
@@ -49,6 +50,7 @@ class Reconstruction(nn.Module):
         symmetry: whether there are mirrored points at all.
         filtered: whether those are dropped that are not needed: near visible points, or in front of what the source shows.
         detailed: whether what the Gaussians miss of the source is carried along (:mod:`mggtalk.geometry.detail`; not in the paper).
+        relit: whether a face that turns changes its brightness in the source's light (:mod:`mggtalk.geometry.light`; not in the paper).
     """
 
     def __init__(
@@ -68,13 +70,15 @@ class Reconstruction(nn.Module):
         symmetry: bool = True,
         filtered: bool = True,
         detailed: bool = True,
+        relit: bool = True,
     ) -> None:
         super().__init__()
         self.refiner, self.encoder, self.deformation = refiner, encoder, deformation
         self.visible_decoder, self.mirrored_decoder = visible_decoder, mirrored_decoder
         self.densifier, self.inpainter, self.renderer = densifier, inpainter, renderer
         self.voxel_size, self.margin, self.capacity = voxel_size, margin, capacity
-        self.sharpening, self.symmetry, self.filtered, self.detailed = sharpening, symmetry, filtered, detailed
+        self.sharpening, self.symmetry, self.filtered = sharpening, symmetry, filtered
+        self.detailed, self.relit, self.light = detailed, relit, FaceLight()
 
     def reconstruct(self, frame: Frame) -> Identity:
         """What is computed once for a portrait (batched)."""
@@ -99,6 +103,7 @@ class Reconstruction(nn.Module):
             background=background,
             torso=torso - (1 - torso_alpha) * background,
             torso_alpha=torso_alpha,
+            light=self.light(frame),
             camera=frame.camera,
             expression=frame.expression,
         )

@@ -182,6 +182,15 @@ class Pair(TensorRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Light(TensorRecord):
+    """The light of a source, and the face mesh that it falls on."""
+
+    direction: Float[Tensor, "*batch 3"]  # what a normal's change along each axis of the camera changes the logarithm of brightness by
+    mesh: Float[Tensor, "*batch v 3"]  # canonical head space, cm
+    normals: Float[Tensor, "*batch v 3"]  # camera frame, unit, out of the face; 0 at vertices without a surface
+
+
+@dataclass(frozen=True, kw_only=True)
 class Identity(TensorRecord):
     """What is computed once for a portrait."""
 
@@ -193,6 +202,7 @@ class Identity(TensorRecord):
     background: Float[Tensor, "*batch 3 h w"]  # inpainted behind the whole person
     torso: Float[Tensor, "*batch 3 h w"]  # the torso, inpainted behind the head, multiplied by its alpha
     torso_alpha: Float[Tensor, "*batch 1 h w"]  # of the torso alone
+    light: Light
     camera: Camera  # of the source
     expression: Float[Tensor, "*batch e"]  # of the source
 
