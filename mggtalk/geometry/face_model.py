@@ -51,8 +51,8 @@ class FaceModel(nn.Module):
         for name, tensor in load_file(basis or ASSET).items():
             self.register_buffer(name, tensor.float(), persistent=False)
         face = canonical_face()
-        self.register_buffer("triangles", torch.from_numpy(face.triangles), persistent=False)
-        self.register_buffer("mirror", torch.from_numpy(face.mirror), persistent=False)
+        self.register_buffer("triangles", torch.tensor(face.triangles), persistent=False)
+        self.register_buffer("mirror", torch.tensor(face.mirror), persistent=False)
 
     @property
     def expression_size(self) -> int:

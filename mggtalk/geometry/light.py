@@ -55,8 +55,8 @@ class FaceLight(nn.Module):
         for name, tensor in load_file(ASSET).items():
             self.register_buffer(name, tensor.float(), persistent=False)
         face = canonical_face()
-        self.register_buffer("triangles", torch.from_numpy(face.triangles), persistent=False)
-        self.register_buffer("mirror", torch.from_numpy(face.mirror), persistent=False)
+        self.register_buffer("triangles", torch.tensor(face.triangles), persistent=False)
+        self.register_buffer("mirror", torch.tensor(face.mirror), persistent=False)
 
     @torch.no_grad()
     def forward(self, frame: Frame) -> Light:
