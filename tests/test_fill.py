@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
-from mggtalk.geometry.images import dilate, push_pull, sample
+from mggtalk.geometry.images import dilate, erode, push_pull, sample
 
 seeds = st.integers(0, 10**6)
 sides = st.integers(1, 21)
@@ -119,3 +119,11 @@ def test_dilation_is_that_of_scipy(seed: int, height: int, width: int, radius: i
         expected = ndimage.grey_dilation(mask[entry, 0], size=2 * radius + 1, mode="constant", cval=-1)
         np.testing.assert_array_equal(actual[entry, 0].numpy(), expected)
     assert torch.equal(dilate(torch.from_numpy(mask[0]), radius), actual[0])
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, height=st.integers(3, 15), width=st.integers(3, 15), radius=st.integers(0, 4))
+def test_erosion_is_that_of_scipy(seed: int, height: int, width: int, radius: int) -> None:
+    mask = np.random.default_rng(seed).uniform(size=(1, height, width))
+    expected = ndimage.grey_erosion(mask[0], size=2 * radius + 1, mode="constant", cval=2)
+    np.testing.assert_allclose(erode(torch.from_numpy(mask), radius)[0].numpy(), expected, rtol=0, atol=1e-15)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datasets_toolkit.schema import HEAD_REGIONS, Region
 from mggtalk.geometry.cameras import project
-from mggtalk.geometry.images import dilate, sample
+from mggtalk.geometry.images import dilate, erode, sample
 from mggtalk.geometry.inner_parts import inner_points
 from mggtalk.geometry.layers import take_apart
 from mggtalk.geometry.neck import SUNK
@@ -32,7 +32,7 @@ def _no_gradients() -> object:
 def inside(frame: Frame, regions: tuple[Region, ...] = HEAD_REGIONS, margin: int = 2) -> Tensor:
     """Where a frame shows the regions, ``margin`` pixels away from anything else (b 1 h w, 0 or 1)."""
     shown = labelled(frame, *regions) & (frame.matte > 0.97)
-    return 1 - dilate((~shown).to(frame.image), margin)
+    return erode(shown.to(frame.image), margin)
 
 
 def render(source: Frame, target: Frame) -> Rendering:

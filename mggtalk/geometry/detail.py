@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
-from mggtalk.geometry.images import dilate, push_pull
+from mggtalk.geometry.images import erode, push_pull
 
 CELLS = 32
 """Cells a side of the grid on which motion is averaged; fewer for images under 4 pixels a cell."""
@@ -52,7 +52,7 @@ def detail_of(
         weights: their opacity; 0 for those that are none.
     """
     radius = max(missed.shape[-1] // RIM, 1)
-    inside = 1 - dilate((~head).to(missed.dtype), radius)
+    inside = erode(head.to(missed.dtype), radius)
     inside = avg_pool2d(inside, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
     step = max(pixels.shape[1] // POINTS, 1)
     places = _shares(pixels[:, ::step], missed)

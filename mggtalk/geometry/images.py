@@ -79,6 +79,11 @@ def dilate(mask: Float[Tensor, "*batch 1 h w"], radius: int) -> Float[Tensor, "*
     return mask
 
 
+def erode(mask: Float[Tensor, "*batch 1 h w"], radius: int) -> Float[Tensor, "*batch 1 h w"]:
+    """Grey erosion, likewise, of values up to 1; beyond the border nothing erodes."""
+    return 1 - dilate(1 - mask, radius)
+
+
 def _windows(image: Tensor, size: int, dim: int) -> Tensor:
     """The largest of ``size`` neighbours along ``dim``: of windows of doubling length, which vectorises where pooling does not."""
     count, length = image.shape[dim] - size + 1, 1

@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool2d
 from datasets_toolkit.faces.face_regions import CHIN
 from datasets_toolkit.schema import HEAD_REGIONS, Region
 from mggtalk.geometry.cameras import pixel_centres, project, unproject
-from mggtalk.geometry.images import dilate, push_pull
+from mggtalk.geometry.images import dilate, erode, push_pull
 from mggtalk.types import Frame, TensorRecord
 
 SOLID = 0.97
@@ -85,8 +85,8 @@ def _neck_extent(is_neck: Tensor, is_head: Tensor, frame: Frame) -> Tensor:
     highest = chin[:, 0, 1] - NECK_ABOVE_CHIN * frame.camera.intrinsics[:, 1, 1] / depth[:, 0]
     rows = torch.arange(height, device=is_neck.device, dtype=is_neck.dtype)[:, None]
     allowed = (rows >= highest[:, None, None, None]).to(is_neck)
-    broad = dilate(1 - dilate(1 - is_neck * allowed, radius), radius)  # without slivers beside ears and jaw
-    solid = 1 - dilate(1 - is_head * (frame.matte > SOLID), 2 * radius)
+    broad = dilate(erode(is_neck * allowed, radius), radius)  # without slivers beside ears and jaw
+    solid = erode(is_head * (frame.matte > SOLID), 2 * radius)
     behind = allowed * solid * broad.flip(-2).cummax(-2).values.flip(-2)  # above some of it
     extent = torch.maximum(broad, behind)
     soft = avg_pool2d(extent, 4 * radius + 1, stride=1, padding=2 * radius, count_include_pad=False)
