@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets_toolkit.cli import run
+from datasets_toolkit.errors import UserError
 from datasets_toolkit.local_files import write_whole
 from datasets_toolkit.shards.shard_reader import ShardReader
 from datasets_toolkit.shards.storage import Storage
@@ -55,7 +56,11 @@ class Seen(TensorRecord):
 
 
 def chosen(table: FrameTable, count: int, seed: int = 0) -> Pairs:
-    """``count`` pairs of different frames of each clip that has two."""
+    """``count`` pairs of different frames of each clip that has two.
+
+    Raises:
+        UserError: there is none.
+    """
     generator = np.random.default_rng(seed)
     source, target = [], []
     for span in table.spans():
@@ -64,6 +69,8 @@ def chosen(table: FrameTable, count: int, seed: int = 0) -> Pairs:
             first = generator.integers(0, length, count)
             source.append(table.rows[span][first])
             target.append(table.rows[span][(first + generator.integers(1, length, count)) % length])
+    if not source:
+        raise UserError("index.parquet: no clip of two frames; build more")
     return Pairs(source=np.concatenate(source), target=np.concatenate(target))
 
 
@@ -105,7 +112,7 @@ def changes(seen: Seen, mean: Tensor, trust: Tensor) -> tuple[Float[Tensor, "n v
     return change * twice, causes * twice[..., None]
 
 
-def solved(change: Float[Tensor, "n v"], causes: Float[Tensor, "n v 4"]) -> Float[Tensor, 4]:
+def solved(change: Float[Tensor, "n v"], causes: Float[Tensor, "n v 4"]) -> Float[Tensor, " 4"]:
     """L and g, by least squares."""
     flat = causes.flatten(0, 1).double()
     return torch.linalg.solve(flat.mT @ flat, flat.mT @ change.flatten().double()).float()
@@ -129,7 +136,10 @@ def fit(parsed: argparse.Namespace) -> None:
         change, causes = changes(look(reader, parsed.check, parsed.pairs, parsed.size), mean, trust)
         print(f"explained on {parsed.check}: {explained(change, causes, solution):.3f}")
     tensors = {"pattern": mean, "trust": trust, "common": solution[:3].contiguous(), "gain": solution[3].clone()}
-    write_whole(parsed.output, save(tensors))
+    try:
+        write_whole(parsed.output, save(tensors))
+    except OSError as error:
+        raise UserError(f"{parsed.output}: cannot be written ({error.strerror}); choose another --output") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

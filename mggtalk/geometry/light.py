@@ -33,6 +33,7 @@ PRIOR = 20.0
 OUTLIER = 0.1
 """Differences of logarithms from which on a vertex (a highlight, a fringe, make-up) counts less and less (Huber's weights)."""
 ROUNDS = 3
+"""Solutions, each with the weights that the one before gives."""
 SHARE = 0.7
 """How much of the change is made. Pictures of other people are as near to the truth with .6 as with all of it (docs/log.md); hair takes no
 part, and beside it a face that changes too much looks worse than one that changes too little."""
@@ -45,7 +46,7 @@ class FaceLight(nn.Module):
 
     pattern: Float[Tensor, " v"]
     trust: Float[Tensor, " v"]
-    common: Float[Tensor, 3]
+    common: Float[Tensor, " 3"]
     gain: Float[Tensor, ""]
     triangles: Int[Tensor, "m 3"]
     mirror: Int[Tensor, " v"]
