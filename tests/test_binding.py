@@ -16,7 +16,7 @@ from datasets_toolkit.annotators.landmark_parsing import polygon
 from datasets_toolkit.faces import face_regions as regions
 from mggtalk.geometry.binding import CHUNK, bind
 from mggtalk.geometry.cameras import project
-from mggtalk.geometry.head_points import visible_points
+from mggtalk.geometry.head_points import JAW, TEETH, visible_points
 from mggtalk.geometry.layers import take_apart
 from mggtalk.types import Frame, PointCloud, Surface, cat
 
@@ -252,3 +252,17 @@ def test_points_of_a_source_lie_where_it_shows_them() -> None:
     ahead = project(cloud.positions + 0.1 * cloud.tangents[..., 0, :], frame.camera)[0]
     moved = (ahead - pixels)[mask]
     assert moved[:, 1].abs().max() < 0.02 and (moved[:, 0] > 0.05).all() and (moved[:, 0] < 0.25).all()
+
+
+@pytest.mark.parametrize("jaw", [0.15, 1.0])
+def test_a_strip_of_teeth_stays_with_the_skull(jaw: float) -> None:
+    """Lips that are parted by less than teeth are long show one row, which no jaw moves; a mouth wide open shows two."""
+    frame = made_frame(192, jaw=jaw)
+    cloud, upper, lower = cloud_of(frame), frame.mesh[0, 13], frame.mesh[0, 14]
+    inside = cloud.mask[0] & (cloud.anchors[0] == torch.tensor(JAW)).all(-1)
+    height, share = cloud.positions[0, inside, 1], cloud.weights[0, inside].sum(-1)
+    with_jaw = share > 0.5
+    torch.testing.assert_close(share, with_jaw.float(), rtol=0, atol=1e-6)
+    narrow = float((upper - lower).norm()) < TEETH
+    assert narrow == (jaw < 0.5) and (~with_jaw).sum() > 20
+    assert not with_jaw.any() if narrow else with_jaw.sum() > 20 and height[with_jaw].max() < upper[1] - 0.7 * TEETH

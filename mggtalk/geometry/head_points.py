@@ -38,6 +38,8 @@ EYES = (
     (Region.LEFT_EYE, face_regions.LEFT_EYE, face_regions.LEFT_IRIS),
     (Region.RIGHT_EYE, face_regions.RIGHT_EYE, face_regions.RIGHT_IRIS),
 )
+TEETH = 0.9
+"""How far upper teeth reach below the upper lip, cm."""
 JAW = (152, 175, 199)
 """Vertices of the chin: the lower teeth move with them."""
 
@@ -158,7 +160,7 @@ def _bind(frame: Frame, pixels: Tensor, labels: Tensor, face_model: FaceModel) -
             follows, fall = _following(pixels, vertices, ring, iris)
             binding = _rebind(binding, in_eye & (labels == region), (iris[0], iris[1], iris[3]), follows, fall)
         mouth = in_mouth & (labels == Region.MOUTH)
-        upper = _closer_to_upper_lip(pixels, vertices)
+        upper = _upper_teeth(pixels, vertices, TEETH * scale)
         binding = _rebind(binding, mouth & upper, JAW, 0.0)
         binding = _rebind(binding, mouth & ~upper, JAW, 1.0)
         eye = in_eye & ((labels == Region.LEFT_EYE) | (labels == Region.RIGHT_EYE))
@@ -196,7 +198,12 @@ def _rebind(
     )
 
 
-def _closer_to_upper_lip(pixels: Tensor, vertices: Tensor) -> Bool[Tensor, "b n"]:
+def _upper_teeth(pixels: Tensor, vertices: Tensor, reach: Float[Tensor, " b"]) -> Bool[Tensor, "b n"]:
+    """What is closer to the upper lip than to the lower one, or no farther from it than teeth reach.
+
+    Between lips that are parted a little upper teeth are seen from lip to lip: divided, they would open into two rows.
+    """
     half = len(face_regions.MOUTH_INNER) // 2
     lower, upper = face_regions.MOUTH_INNER[1:half], face_regions.MOUTH_INNER[half + 1 :]
-    return torch.cdist(pixels, vertices[:, upper]).amin(-1) < torch.cdist(pixels, vertices[:, lower]).amin(-1)
+    below = torch.cdist(pixels, vertices[:, upper]).amin(-1)
+    return (below < torch.cdist(pixels, vertices[:, lower]).amin(-1)) | (below < reach[:, None])
