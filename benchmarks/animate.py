@@ -39,11 +39,11 @@ from skimage.data import astronaut
 from datasets_toolkit.errors import UserError
 from datasets_toolkit.media.video import VideoWriter
 from datasets_toolkit.schema import ByteImage
-from mggtalk import model as figure
 from mggtalk.demo import MOTION
 from mggtalk.drivers import Control, retarget
 from mggtalk.export import BASES
-from mggtalk.modules import children, deformation, gaussians
+from mggtalk.geometry import detail, layers
+from mggtalk.modules import children, colours, deformation, gaussians
 from mggtalk.modules.layers import MLP, ZeroConv, ZeroLinear
 from mggtalk.motion_files import load_motion
 from mggtalk.talking_head import Avatar, TalkingHead
@@ -72,7 +72,7 @@ def some_frames(motion: Motion, count: int) -> Motion:
 def tensors() -> Iterator[None]:
     """Without compiled loops but those of the renderer and of training."""
     with ExitStack() as stack:
-        for module in (children, deformation, gaussians, figure):
+        for module in (children, colours, deformation, gaussians, detail, layers):
             stack.enter_context(patch.object(module, "can_stream", lambda *_: False))
         yield
 

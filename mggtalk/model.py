@@ -26,15 +26,16 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import threshold
 
 from datasets_toolkit.faces.face_regions import FACE_OVAL
 from mggtalk.geometry.cameras import project
-from mggtalk.geometry.detail import Detail, carried, detail_of
-from mggtalk.geometry.images import sample, shift
-from mggtalk.geometry.lids import Lids, drawn, upper_lids
-from mggtalk.geometry.light import shaded
+from mggtalk.geometry.detail import Detail, added, detail_of
+from mggtalk.geometry.images import sample
+from mggtalk.geometry.layers import behind
+from mggtalk.geometry.lids import Lids, upper_lids
 from mggtalk.geometry.neck import PIVOT, torso_camera
-from mggtalk.modules.children import can_stream
+from mggtalk.modules.colours import colours
 from mggtalk.modules.deformation import Still
 from mggtalk.modules.gaussians import parameters, posed
 from mggtalk.modules.precision import exact
@@ -43,6 +44,9 @@ from mggtalk.types import Camera, Gaussians, Identity, Pair, PointCloud, Reenact
 
 STILL = 3.0 / 256
 """How far (in widths of the image, root mean square over the face's rim) a head may move before what lies behind it is the fill."""
+
+UNSEEN = 1e-4
+"""A share of a picture that changes none of its bytes."""
 
 
 class Prepared(NamedTuple):
@@ -103,7 +107,7 @@ class MGGTalk(Reconstruction):
         if known.detail is None:
             return image
         places, depth = project(coarse.means[:, : identity.points.visible.mask.shape[1] : known.detail.step], camera)
-        return image + carried(known.detail, places, depth, self.stillness(identity, camera))
+        return added(image, known.detail, places, depth, self.stillness(identity, camera))
 
     def backdrop(self, identity: Identity, camera: Camera, prepared: Prepared | None = None) -> Float[Tensor, "b 3 h w"]:
         """What the head is composited onto: the background, and the torso where the head has taken it; arguments as :meth:`gaussians`."""
@@ -111,12 +115,7 @@ class MGGTalk(Reconstruction):
         pivot = rests.head_to_camera.new_tensor(PIVOT).expand(len(identity.background), 1, 3)
         moved = project(pivot, rests)[0] - project(pivot, identity.camera)[0]
         whole = torch.cat([identity.torso, identity.torso_alpha], 1) if prepared is None else prepared.torso
-        torso, alpha = shift(whole, moved[:, 0]).split([3, 1], 1)
-        still = self.stillness(identity, camera)[:, None, None, None]
-        if can_stream(torso, identity.background, identity.image):
-            return torch.lerp(torch.addcmul(torso, 1 - alpha, identity.background), identity.image, still)
-        behind = torso + (1 - alpha) * identity.background
-        return still * identity.image + (1 - still) * behind
+        return behind(whole, identity.background, identity.image, moved[:, 0], self.stillness(identity, camera))
 
     def stillness(self, identity: Identity, camera: Camera) -> Float[Tensor, " b"]:
         """1 where the head is where the source shows it, falling to exp(-1) when it has moved by :data:`STILL`.
@@ -125,7 +124,8 @@ class MGGTalk(Reconstruction):
         """
         rim = self.deformation.face_model.mean[list(FACE_OVAL)].expand(len(identity.image), -1, -1)
         moved = project(rim, camera)[0] - project(rim, identity.camera)[0]
-        return torch.exp(-moved.square().sum(-1).mean(-1) / (STILL * identity.image.shape[-1]) ** 2)
+        still = torch.exp(-moved.square().sum(-1).mean(-1) / (STILL * identity.image.shape[-1]) ** 2)
+        return threshold(still, UNSEEN, 0.0)  # numbers near the smallest there are take processors ten times as long
 
     def prepare(self, identity: Identity) -> Prepared:
         """What of a frame depends on the identity alone; to be kept for a stream of frames, while no weight changes."""
@@ -174,13 +174,13 @@ class MGGTalk(Reconstruction):
 
     def _gaussians(self, identity: Identity, expression: Tensor, camera: Camera, known: Prepared) -> tuple[Gaussians, Gaussians]:
         points, count = known.points, identity.points.visible.mask.shape[1]
-        moved = self.deformation(points, expression, identity.expression, known.still)
+        displacement = self.deformation.face_model.displacement(expression - identity.expression)
+        moved = self.deformation(points, expression, identity.expression, known.still, displacement)
         deformed, base, kept = posed(moved, points, camera, torso_camera(camera, identity.camera))
-        kept, lid = 1 - known.backed * (1 - kept), drawn(known.lids, points.tangents, moved.tangents)
-        light = self._shade(identity, expression, camera, points)
-        base = replace(base, opacities=base.opacities * kept, features=torch.lerp(base.features, known.lids.colour, lid) * light)
-        colour = torch.lerp(points.child_colour, known.lids.colour[..., None, :], lid[..., None]) * light[..., None]
-        opacity = points.child_opacity * kept[..., None]
+        kept = 1 - known.backed * (1 - kept)
+        light = self.light.change(identity.light, displacement, camera) if self.relit else None
+        colour, child_colour = colours(points, known.lids, moved.tangents, light, count)
+        base = replace(base, opacities=base.opacities * kept, features=colour)
         stage_one = self.visible_decoder(base[:, :count], identity.visible_features, lasting=known.visible)
         if self.mirrored_decoder is None:
             stage_two = self.visible_decoder(base[:, count:], identity.mirrored_features, lasting=known.mirrored)
@@ -188,15 +188,9 @@ class MGGTalk(Reconstruction):
             counterparts = select(parameters(stage_one), identity.points.counterpart)
             stage_two = self.mirrored_decoder(base[:, count:], identity.mirrored_features, counterparts, known.mirrored)
         coarse = cat([stage_one, stage_two], dim=1)
-        dense = self.densifier(coarse, base, deformed.tangents, colour, opacity, known.features, known.parents)
+        child_opacity = points.child_opacity * kept[..., None]
+        dense = self.densifier(coarse, base, deformed.tangents, child_colour, child_opacity, known.features, known.parents)
         return coarse, dense
-
-    def _shade(self, identity: Identity, expression: Tensor, camera: Camera, points: PointCloud) -> Float[Tensor, "b n 1"]:
-        """What the turn of the head makes of the points' colours."""
-        if not self.relit:
-            return points.opacity.new_ones(1, 1, 1)
-        displacement = self.deformation.face_model.displacement(expression - identity.expression)
-        return shaded(self.light.change(identity.light, displacement, camera), points, identity.points.visible.mask.shape[1])
 
 
 def _size(identity: Identity) -> tuple[int, int]:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mggtalk.modules.children import can_compile, children
+from mggtalk.modules.children import children
 from mggtalk.modules.gaussians import OPAQUE, SPREAD, Densifier
+from mggtalk.streaming import can_compile
 from mggtalk.types import Gaussians
 
 GIVEN = (

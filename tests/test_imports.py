@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room imports itself and rooms of lower rank. Rooms of one rank do not know each other.
 MGGTALK = {
     "types": 0,
+    "streaming": 0,
     "provenance": 1,
     "geometry": 1,
     "networks": 1,

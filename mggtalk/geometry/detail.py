@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
 from mggtalk.geometry.images import erode, push_pull
+from mggtalk.geometry.picture_kernels import add_moved
+from mggtalk.streaming import can_stream, run_rows
 
 CELLS = 32
 """Cells a side of the grid on which motion is averaged; fewer for images under 4 pixels a cell."""
@@ -71,19 +73,37 @@ def carried(
         stillness: 1 where outlines keep what they miss, 0 where that belongs to a background which is no longer behind them.
     """
     with torch.no_grad():
-        grid, kept = _motion(detail, _shares(pixels, detail.inner), depth)
-    texture = torch.addcmul(detail.inner, detail.rim, stillness[:, None, None, None])
-    return kept * grid_sample(texture, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        grid, kept = _finer(_motion(detail, _shares(pixels, detail.inner), depth), detail.inner.shape[-2:])
+    return kept * grid_sample(_texture(detail, stillness), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def added(
+    image: Float[Tensor, "b 3 h w"],
+    detail: Detail,
+    pixels: Float[Tensor, "b n 2"],
+    depth: Float[Tensor, "b n"],
+    stillness: Float[Tensor, " b"],
+) -> Float[Tensor, "b 3 h w"]:
+    """A rendering with what is :func:`carried`, by compiled loops where nobody asks for gradients."""
+    if not can_stream(image, detail.inner, pixels):
+        return image + carried(detail, pixels, depth, stillness)
+    made = torch.empty_like(image, memory_format=torch.contiguous_format)
+    motion = _motion(detail, _shares(pixels, image), depth)
+    run_rows(add_moved, (image, _texture(detail, stillness), motion), made)
+    return made
+
+
+def _texture(detail: Detail, stillness: Tensor) -> Tensor:
+    return torch.addcmul(detail.inner, detail.rim, stillness[:, None, None, None])
 
 
 def _shares(pixels: Tensor, image: Tensor) -> Tensor:
     return pixels / pixels.new_tensor([image.shape[-1], image.shape[-2]])
 
 
-def _motion(detail: Detail, places: Tensor, depth: Tensor) -> tuple[Float[Tensor, "b h w 2"], Float[Tensor, "b 1 h w"]]:
-    """Where each pixel comes from, as :func:`torch.nn.functional.grid_sample` reads it, and how much of the detail it keeps."""
-    size = (detail.inner.shape[-2], detail.inner.shape[-1])
-    cells = max(min(CELLS, min(size) // 4), 2)
+def _motion(detail: Detail, places: Tensor, depth: Tensor) -> Float[Tensor, "b 3 c c"]:
+    """From how far right and down (shares of the image) the pixels of each cell come, and how much of the detail they keep."""
+    cells = max(min(CELLS, min(detail.inner.shape[-2:]) // 4), 2)
     cell = (places * cells).floor().long()
     inside = (detail.weights > 0) & (cell >= 0).all(-1) & (cell < cells).all(-1) & (depth > 0)
     index = torch.where(inside, cell[..., 1] * cells + cell[..., 0], cells**2)  # one cell more takes what is nowhere
@@ -95,10 +115,14 @@ def _motion(detail: Detail, places: Tensor, depth: Tensor) -> tuple[Float[Tensor
     shift = push_pull(shift / weight.clamp(min=1e-6), (weight / 2).clamp(max=1))
     across, down = torch.gradient(shift, dim=(-1, -2))
     strain = cells**2 * (across.square() + down.square()).sum(1, keepdim=True)
-    coarse = torch.cat([shift, torch.exp(-strain / STRETCH**2)], 1)
-    tall, wide = (_between(cells, length).to(coarse) for length in size)
+    return torch.cat([shift, torch.exp(-strain / STRETCH**2)], 1)
+
+
+def _finer(coarse: Float[Tensor, "b 3 c c"], size: torch.Size) -> tuple[Float[Tensor, "b h w 2"], Float[Tensor, "b 1 h w"]]:
+    """Where each pixel comes from, as :func:`torch.nn.functional.grid_sample` reads it, and how much of the detail it keeps."""
+    tall, wide = (_between(coarse.shape[-1], length).to(coarse) for length in size)
     moved, kept = (tall @ coarse @ wide.mT).split([2, 1], 1)  # bilinear; faster as products than as PyTorch's interpolation
-    rows, columns = (2 * (torch.arange(length, device=depth.device, dtype=depth.dtype) + 0.5) / length - 1 for length in size)
+    rows, columns = (2 * (torch.arange(length, device=coarse.device, dtype=coarse.dtype) + 0.5) / length - 1 for length in size)
     here = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
     return torch.add(here, moved.permute(0, 2, 3, 1), alpha=2), kept
 

@@ -12,7 +12,9 @@ from torch.nn.functional import avg_pool2d
 from datasets_toolkit.faces.face_regions import CHIN
 from datasets_toolkit.schema import HEAD_REGIONS, Region
 from mggtalk.geometry.cameras import pixel_centres, project, unproject
-from mggtalk.geometry.images import dilate, erode, push_pull
+from mggtalk.geometry.images import dilate, erode, push_pull, shift
+from mggtalk.geometry.picture_kernels import lay_behind
+from mggtalk.streaming import can_stream, run_rows
 from mggtalk.types import Frame, TensorRecord
 
 SOLID = 0.97
@@ -65,6 +67,30 @@ def take_apart(frame: Frame) -> Layers:
         neck=is_neck * (frame.matte > SOLID) * (1 - dilate(is_head - is_neck, 2)),
         neck_extent=_neck_extent(is_neck, is_head, frame),
     )
+
+
+def behind(
+    torso: Float[Tensor, "b 4 h w"],
+    background: Float[Tensor, "b 3 h w"],
+    source: Float[Tensor, "b 3 h w"],
+    moved: Float[Tensor, "b 2"],
+    stillness: Float[Tensor, " b"],
+) -> Float[Tensor, "b 3 h w"]:
+    """What a head is composited onto.
+
+    Args:
+        torso: its colours multiplied by its alpha, and its alpha.
+        background: behind head and torso.
+        source: the picture that they were taken from, head included.
+        moved: how far (pixels) the torso has gone right and down.
+        stillness: the share of the source.
+    """
+    if can_stream(torso, background, source, moved):
+        made = torch.empty_like(source, memory_format=torch.contiguous_format)
+        run_rows(lay_behind, (torso, background, source, moved, stillness[:, None]), made)
+        return made
+    colours, alpha = shift(torso, moved).split([3, 1], 1)
+    return torch.lerp(colours + (1 - alpha) * background, source, stillness[:, None, None, None])
 
 
 def one_of(labels: UInt8[Tensor, "*shape"], regions: tuple[Region, ...]) -> Bool[Tensor, "*shape"]:

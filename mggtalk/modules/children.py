@@ -6,8 +6,6 @@ Children come with gradients; bases, corrected Gaussians and, faster, children w
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from datasets_toolkit.compiling import compiled
 from mggtalk.modules.children_kernels import CLEAR, FOUR, FULL, HALF, ONE, SHORT, TWO, cross, make_children, make_gradients, product
+from mggtalk.streaming import can_stream, in_parts, run
 from mggtalk.types import Gaussians
 
 BLOCK = 64
@@ -25,23 +24,6 @@ BLOCK = 64
 LIMIT, LOG2_E, TO_WHOLE = np.float32(87), np.float32(math.log2(math.e)), np.float32(1.5 * 2.0**23)
 LN_2, LN_2_REST = np.float32(355 / 512), np.float32(math.log(2) - 355 / 512)  # the first with few enough bits that its multiples are exact
 S3, S4, S5, S6, S7 = (np.float32(1 / math.factorial(power)) for power in range(3, 8))
-
-
-def can_compile(*tensors: Tensor) -> bool:
-    """Whether :func:`children` takes these: float32 on a CPU."""
-    return all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
-
-
-def can_stream(*tensors: Tensor) -> bool:
-    """Whether compiled loops without gradients take these: float32 on a CPU, and nobody asks for gradients."""
-    return not torch.is_grad_enabled() and can_compile(*tensors)
-
-
-def run(kernel: Callable[..., None], given: tuple[Tensor, ...], made: tuple[Tensor, ...], *others: Any) -> None:
-    """Call a kernel for the points of every set of a batch: with what is given, what it writes (contiguous), and what it needs besides."""
-    for index in range(len(made[0])):
-        arrays = [tuple(tensor[index].contiguous().numpy() for tensor in tensors) for tensors in (given, made)]
-        in_parts(kernel, made[0].shape[1], *arrays, *others)
 
 
 def children(
@@ -129,18 +111,6 @@ def _numbers(steps: Tensor, limits: tuple[float, float, float]) -> tuple[Any, An
 def _arrays(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
     """Views with one row for each parent."""
     return tuple(tensor.detach().flatten(0, 1).numpy() for tensor in tensors)
-
-
-def in_parts(kernel: Callable[..., None], count: int, *arguments: Any) -> None:
-    """Call a kernel, which lets go of Python's lock, for equal runs of parents on as many threads as PyTorch may use."""
-    parts = max(min(torch.get_num_threads(), count // 1024), 1)
-    ends = [count * part // parts for part in range(parts + 1)]
-    threads = [threading.Thread(target=kernel, args=(ends[part], ends[part + 1], *arguments)) for part in range(1, parts)]
-    for thread in threads:
-        thread.start()
-    kernel(ends[0], ends[1], *arguments)
-    for thread in threads:
-        thread.join()
 
 
 @compiled()

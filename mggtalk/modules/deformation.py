@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from datasets_toolkit.compiling import compiled
 from mggtalk.geometry.face_model import FaceModel
 from mggtalk.geometry.neck import TORN
-from mggtalk.modules.children import can_stream, run
 from mggtalk.modules.layers import MLP, fourier, fourier_size
+from mggtalk.streaming import can_stream, run
 from mggtalk.types import PointCloud
 
 STRETCH = 5.0
@@ -183,10 +183,24 @@ class DeformationNetwork(nn.Module):
         self.body = MLP((fourier_size(octaves), 32), width, 3)
 
     def forward(
-        self, cloud: PointCloud, target: Float[Tensor, "b e"], source: Float[Tensor, "b e"], still: Still | None = None
+        self,
+        cloud: PointCloud,
+        target: Float[Tensor, "b e"],
+        source: Float[Tensor, "b e"],
+        still: Still | None = None,
+        displacement: Float[Tensor, "b v 3"] | None = None,
     ) -> Deformed:
-        """The cloud of the ``source`` expression under the ``target`` expression; ``still`` may be kept from :meth:`still`."""
-        displacement = self.face_model.displacement(target - source)
+        """The cloud of one expression under another.
+
+        Args:
+            cloud: canonical head space.
+            target: expression that it is to have.
+            source: expression that it has.
+            still: may be kept from :meth:`still`.
+            displacement: of the mesh's vertices from one to the other, cm, where it is known already.
+        """
+        if displacement is None:
+            displacement = self.face_model.displacement(target - source)
         if can_stream(cloud.positions, displacement):
             return carried(cloud, displacement, self._change(cloud, target, source, still))
         base = skin(cloud, displacement)

@@ -16,9 +16,10 @@ from torch.nn.functional import normalize
 from mggtalk.geometry.cameras import invert_rigid, matrix_to_quaternion, multiply_quaternions
 from mggtalk.geometry.head_points import CHILD_STEPS
 from mggtalk.geometry.neck import bend, intact
-from mggtalk.modules.children import can_compile, can_stream, children, corrections
+from mggtalk.modules.children import children, corrections
 from mggtalk.modules.deformation import Deformed, laid
 from mggtalk.modules.layers import MLP, fourier, fourier_size
+from mggtalk.streaming import can_compile, can_stream
 from mggtalk.types import Camera, Gaussians, PointCloud
 
 SPREAD = 0.5

@@ -80,14 +80,15 @@ class MLP(nn.ModuleList):
         """The output, a part of the points at a time through all layers, so that they stay in the cache of a CPU."""
         _, second, last = self._linear()
         result = lasting.new_empty(*lasting.shape[:2], last.out_features)
+        shared = changing @ weight if changing.shape[1] == 1 else None
         step = PART * torch.get_num_threads()
         for index in range(len(lasting)):
             for start in range(0, lasting.shape[1], step):
                 part = slice(start, start + step)
-                own = changing[index] if changing.shape[1] == 1 else changing[index, part]
-                hidden = silu(torch.mm(own, weight) + lasting[index, part], inplace=True)
-                hidden = silu(torch.mm(hidden, second.weight.t()).add_(second.bias), inplace=True)
-                torch.mm(hidden, last.weight.t(), out=result[index, part]).add_(last.bias)
+                own = lasting[index, part]
+                hidden = own + shared[index] if shared is not None else torch.addmm(own, changing[index, part], weight)
+                hidden = torch.addmm(second.bias, silu(hidden, inplace=True), second.weight.t())
+                torch.addmm(last.bias, silu(hidden, inplace=True), last.weight.t(), out=result[index, part])
         return result
 
     def _linear(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
