@@ -178,7 +178,7 @@ class MGGTalk(Reconstruction):
         moved = self.deformation(points, expression, identity.expression, known.still, displacement)
         deformed, base, kept = posed(moved, points, camera, torso_camera(camera, identity.camera))
         kept = 1 - known.backed * (1 - kept)
-        light = self.light.change(identity.light, displacement, camera) if self.relit else None
+        light = self.light.change(identity.light, displacement, expression, camera) if self.relit else None
         colour, child_colour = colours(points, known.lids, moved.tangents, light, count)
         base = replace(base, opacities=base.opacities * kept, features=colour)
         stage_one = self.visible_decoder(base[:, :count], identity.visible_features, lasting=known.visible)

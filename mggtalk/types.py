@@ -188,6 +188,7 @@ class Light(TensorRecord):
     direction: Float[Tensor, "*batch 3"]  # what a normal's change along each axis of the camera changes the logarithm of brightness by
     mesh: Float[Tensor, "*batch v 3"]  # canonical head space, cm
     normals: Float[Tensor, "*batch v 3"]  # camera frame, unit, out of the face; 0 at vertices without a surface
+    folds: Float[Tensor, "*batch v"]  # logarithm of what folds of the source's expression make of the brightness
 
 
 @dataclass(frozen=True, kw_only=True)

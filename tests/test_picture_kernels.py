@@ -121,7 +121,7 @@ def test_colours_are_those_of_tensors(lit: bool, threads: int) -> None:
     cloud = lid_cloud()
     lids = upper_lids(cloud, face_model().mean.double())
     tangents = cloud.tangents * (1 + torch.rand(2, 2000, 1, 1, generator=torch.Generator().manual_seed(4)).double() * 2)
-    change = 0.3 * noise(2, 2, 478).double() if lit else None
+    change = 0.3 * noise(2, 2, 478, 3).double() if lit else None
     slow = colours(cloud, lids, tangents, change, 1200)
     with torch.no_grad():
         single = type(lids)(*(tensor.float() for tensor in lids))
@@ -133,13 +133,14 @@ def test_colours_are_those_of_tensors(lit: bool, threads: int) -> None:
 
 
 def test_light_multiplies_and_differs_for_what_is_mirrored() -> None:
-    """A field of one number is that number's exponential, weighted as the points are bound."""
+    """A field of one number in every channel is its exponential, weighted as the points are bound."""
     cloud = lid_cloud().to(torch.float32)
     lids = upper_lids(cloud, face_model().mean)
-    change = torch.tensor([0.2, -0.1])[None, :, None].expand(2, -1, 478)
+    field, tint = torch.tensor([0.2, -0.1]), torch.tensor([0.5, 1.0, 1.5])
+    change = (field[:, None, None] * tint).expand(2, 2, 478, 3)
     with torch.no_grad():
         lit, children = colours(cloud, lids, cloud.tangents, change, 1200)
     bound = cloud.weights.sum(-1)
-    number = torch.cat([0.2 * bound[:, :1200], -0.1 * bound[:, 1200:]], 1).exp()[..., None]
+    number = (torch.cat([0.2 * bound[:, :1200], -0.1 * bound[:, 1200:]], 1)[..., None] * tint).exp()
     close(lit, cloud.colour * number, 2e-6)
-    close(children, cloud.child_colour * number[..., None], 2e-6)
+    close(children, cloud.child_colour * number[..., None, :], 2e-6)

@@ -1,11 +1,14 @@
-"""Light: where a face turns towards a light that stays, it gets brighter. Not in the paper, whose colours go with the head.
+"""Light: where a face turns towards a light that stays, it gets brighter, and where skin folds there are shadows.
 
-Letters: n_v the unit normal at vertex v of the face mesh, in the camera's frame, where light rests; I_v the brightness that an image shows
-there (mean of RGB, blurred); p_v what faces look like on average, with how much that is to be trusted. Skin lit from one direction and from
-all around, to the first order, and logarithms because skins differ by factors:
+Not in the paper, whose colours go with the head. Letters: n_v the unit normal at vertex v of the face mesh, in the camera's frame, where
+light rests; I_v the brightness that an image shows there (mean of RGB, blurred); p_v what faces look like on average, with how much that is
+to be trusted; e an expression. Skin is lit from one direction and from all around, to the first order; logarithms, as skins differ by
+factors:
     log I_v = c + p_v + l . n_v                       c and l are fitted to a source
-    log I'_v - log I_v = (L + g l) . (n'_v - n_v)     L and g are the same for everybody: what l finds is only what differs from p
-``tools/fit_light.py`` makes p, its trust, L and g from shards.
+    log I'_v - log I_v = (L + g l) . (n'_v - n_v) + f_v . (e' - e)
+L, g and f are the same for everybody: what l finds is only what differs from p, and f are the folds that expressions make in a face, which
+are far finer than its mesh. Of such a change red takes less than its share and blue more (t, three numbers about 1): shadows on skin are
+brown, not grey. ``tools/fit_light.py`` makes p, its trust, L, g, f and t from shards.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ SHARE = 0.7
 """How much of the change is made. Pictures of other people are as near to the truth with .6 as with all of it (docs/log.md); hair takes no
 part, and beside it a face that changes too much looks worse than one that changes too little."""
 LIMIT = 0.35
-"""Largest change of a logarithm that is made: beyond it there are shadows, of which normals know nothing."""
+"""Largest change of a logarithm that normals make, and that folds make: beyond it there are shadows, of which neither knows anything."""
 
 
 class FaceLight(nn.Module):
@@ -48,6 +51,8 @@ class FaceLight(nn.Module):
     trust: Float[Tensor, " v"]
     common: Float[Tensor, " 3"]
     gain: Float[Tensor, ""]
+    folds: Float[Tensor, "e v"]
+    tint: Float[Tensor, " 3"]
     triangles: Int[Tensor, "m 3"]
     mirror: Int[Tensor, " v"]
 
@@ -65,23 +70,32 @@ class FaceLight(nn.Module):
         normals = camera_normals(frame.mesh, frame.camera, self.triangles)
         seen = log_brightness(frame.image, frame.mesh, frame.camera) - self.pattern
         own = fitted_light(seen, normals, self.trust * (normals[..., 2] < -FACING))
-        return Light(direction=SHARE * (self.common + self.gain * own), mesh=frame.mesh, normals=normals)
+        folds = SHARE * frame.expression @ self.folds
+        return Light(direction=SHARE * (self.common + self.gain * own), mesh=frame.mesh, normals=normals, folds=folds)
 
     @torch.no_grad()
-    def change(self, light: Light, displacement: Float[Tensor, "b v 3"], camera: Camera) -> Float[Tensor, "b 2 v"]:
-        """What logarithms of brightness change by at every vertex: of what the source shows there, and of what it shows mirrored there.
+    def change(
+        self, light: Light, displacement: Float[Tensor, "b v 3"], expression: Float[Tensor, "b e"], camera: Camera
+    ) -> Float[Tensor, "b 2 v 3"]:
+        """What logarithms of colours change by at every vertex: of what the source shows there, and of what it shows mirrored there.
 
         Args:
             light: of the source.
             displacement: of the vertices under the expression of the target, cm.
+            expression: of the target.
             camera: of the target.
         """
-        normals = camera_normals(light.mesh + displacement, camera, self.triangles)
-        shown = torch.stack([light.normals, light.normals[:, self.mirror]], 1)
-        return ((normals[:, None] - shown) @ light.direction[:, None, :, None])[..., 0].clamp(-LIMIT, LIMIT)
+        normals, folds = camera_normals(light.mesh + displacement, camera, self.triangles), SHARE * expression @ self.folds
+        turned, folded = (new[:, None] - self._shown(old) for new, old in ((normals, light.normals), (folds, light.folds)))
+        change = (turned @ light.direction[:, None, :, None])[..., 0].clamp(-LIMIT, LIMIT) + folded.clamp(-LIMIT, LIMIT)
+        return change[..., None] * self.tint
+
+    def _shown(self, field: Float[Tensor, "b v *c"]) -> Float[Tensor, "b 2 v *c"]:
+        """What a field is where the source shows a vertex, and where it shows what is mirrored there."""
+        return torch.stack([field, field[:, self.mirror]], 1)
 
 
-def shaded(change: Float[Tensor, "b 2 v"], cloud: PointCloud, visible: int) -> Float[Tensor, "b n 1"]:
+def shaded(change: Float[Tensor, "b 2 v 3"], cloud: PointCloud, visible: int) -> Float[Tensor, "b n 3"]:
     """What colours are to be multiplied with.
 
     Args:
@@ -92,7 +106,8 @@ def shaded(change: Float[Tensor, "b 2 v"], cloud: PointCloud, visible: int) -> F
     parts = []
     for field, points in zip(change.unbind(1), (slice(None, visible), slice(visible, None)), strict=True):
         anchors, weights = cloud.anchors[:, points], cloud.weights[:, points]
-        parts.append((field.gather(1, anchors.flatten(1)).view(weights.shape) * weights).sum(-1, keepdim=True))
+        found = field.gather(1, anchors.flatten(1)[..., None].expand(-1, -1, 3)).unflatten(1, anchors.shape[1:])
+        parts.append((found * weights[..., None]).sum(-2))
     return torch.cat(parts, 1).exp()
 
 
@@ -107,12 +122,16 @@ def camera_normals(mesh: Float[Tensor, "b v 3"], camera: Camera, triangles: Int[
 
 
 def log_brightness(image: Float[Tensor, "b 3 h w"], mesh: Float[Tensor, "b v 3"], camera: Camera) -> Float[Tensor, "b v"]:
-    """Logarithm of the brightness around each vertex, about its mean."""
-    brightness = image.mean(1, keepdim=True)
+    """Logarithm of the brightness around each vertex."""
+    return log_channels(image.mean(1, keepdim=True), mesh, camera)[..., 0]
+
+
+def log_channels(image: Float[Tensor, "b c h w"], mesh: Float[Tensor, "b v 3"], camera: Camera) -> Float[Tensor, "b v c"]:
+    """Logarithms of the channels of an image around each vertex."""
     for share in (128, 256):  # two boxes, nearly a Gaussian of a hundred and fiftieth of the image
         radius = max(round(image.shape[-1] / share), 1)
-        brightness = avg_pool2d(brightness, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
-    return sample(brightness, project(mesh, camera)[0])[..., 0].clamp(min=DARK).log()
+        image = avg_pool2d(image, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
+    return sample(image, project(mesh, camera)[0]).clamp(min=DARK).log()
 
 
 def fitted_light(seen: Float[Tensor, "b v"], normals: Float[Tensor, "b v 3"], weights: Float[Tensor, "b v"]) -> Float[Tensor, "b 3"]:
