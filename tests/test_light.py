@@ -271,7 +271,8 @@ def test_folds_are_found_again(tool: ModuleType) -> None:
     others, truth = seen(60)
     left = truth - (others.expression[:, 1] - others.expression[:, 0]) @ fold
     assert tool.explained(truth, left) > 0.9
-    assert tool.explained(truth, tool.unfolded(others, truth, fold)) == pytest.approx(1 - (1 - SHARE) ** 2, abs=0.03)
+    part = (1 - SHARE) * truth + SHARE * left  # of which :func:`unfolded` takes back what is beyond the limit
+    assert 0.7 < tool.explained(truth, tool.unfolded(others, truth, fold)) == pytest.approx(tool.explained(truth, part), abs=0.02)
 
 
 def test_the_tool_writes_what_the_model_reads(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -304,8 +304,8 @@ def test_a_tracker_may_read_along(batch: PairBatch, tmp_path: Path) -> None:
         terms = stage.objective(batch.pair, stage.model.trace(batch.pair))
         before = loss(stage, batch)
         assert before == sum(terms[f"reading/{name}"].value.mean() for name in ("landmarks", "blendshapes")) > 0
-    fit(stage, batch, tmp_path, 12)
-    assert loss(stage, batch) < 0.95 * before
+    fit(stage, batch, tmp_path, 20)
+    assert loss(stage, batch) < 0.9 * before
     assert all(name.startswith("model.") for name in stage.state_dict())
     assert DeformationStage(fresh()).reader is None
 
