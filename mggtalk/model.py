@@ -60,7 +60,7 @@ class Prepared(NamedTuple):
     parents: Float[Tensor, "b n w"]
     torso: Float[Tensor, "b 4 h w"]  # the torso, multiplied by its alpha, and its alpha
     lids: Lids
-    backed: Float[Tensor, "b n"]  # whether the picture of the torso lies behind a point
+    backed: Float[Tensor, "b n"]  # whether the picture of the torso lies behind a point of the neck
     detail: Detail | None  # what the Gaussians miss of the source, if that is carried along
 
 
@@ -145,7 +145,7 @@ class MGGTalk(Reconstruction):
             parents=self.densifier.lasting(features),
             torso=torch.cat([identity.torso, identity.torso_alpha], 1),
             lids=upper_lids(points, self.deformation.face_model.mean),
-            backed=sample(identity.torso_alpha, points.pixels)[..., 0],
+            backed=sample(identity.backed, points.pixels)[..., 0],
             detail=None,
         )
 

@@ -103,6 +103,7 @@ class Reconstruction(nn.Module):
             background=background,
             torso=torso - (1 - torso_alpha) * background,
             torso_alpha=torso_alpha,
+            backed=torso_alpha * layers.neck_near,
             light=self.light(frame),
             camera=frame.camera,
             expression=frame.expression,

@@ -203,6 +203,7 @@ class Identity(TensorRecord):
     background: Float[Tensor, "*batch 3 h w"]  # inpainted behind the whole person
     torso: Float[Tensor, "*batch 3 h w"]  # the torso, inpainted behind the head, multiplied by its alpha
     torso_alpha: Float[Tensor, "*batch 1 h w"]  # of the torso alone
+    backed: Float[Tensor, "*batch 1 h w"]  # how much of the neck has the torso's picture behind it
     light: Light
     camera: Camera  # of the source
     expression: Float[Tensor, "*batch e"]  # of the source

@@ -170,7 +170,7 @@ def test_mirrored_points_do_not_show_at_the_source_s_own_pose(yaw: float) -> Non
     both, alone = render_identity(identity, frame), render_identity(without_mirrored(identity), frame)
     assert psnr(both.image, frame.image).item() > psnr(alone.image, frame.image).item() - 0.5
     outside = 1 - dilate((frame.matte > 0.01).to(frame.image), 1) > 0
-    assert (both.alpha - alone.alpha)[outside].max() < 0.2 and (both.alpha - alone.alpha).abs().mean() < 2e-3
+    assert (both.alpha - alone.alpha)[outside].max() < 0.25 and (both.alpha - alone.alpha).abs().mean() < 2e-3
 
 
 def test_mirrored_points_fill_what_the_source_hides() -> None:

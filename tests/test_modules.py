@@ -9,14 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_scenes import DISTANCE, face_model, made_frame, made_model, perturb, pose, seen_from, with_expression
+from model_scenes import face_model, made_frame, made_model, perturb, pose, seen_from, with_expression
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, normalize
 
-from datasets_toolkit.schema import Region
-from mggtalk.geometry.cameras import multiply_quaternions, project, quaternion_to_matrix
+from mggtalk.geometry.cameras import multiply_quaternions, quaternion_to_matrix
 from mggtalk.geometry.head_points import CHILD_STEPS
-from mggtalk.geometry.layers import NECK_ABOVE_CHIN, take_apart
+from mggtalk.geometry.layers import take_apart
 from mggtalk.modules.deformation import DeformationNetwork, Deformed, skin
 from mggtalk.modules.gaussians import (
     CORRECTIONS,
@@ -147,23 +146,6 @@ def test_the_classical_fill_keeps_clothes_skin_and_background_apart() -> None:
     bare = classical_fill(image, replace(layers, torso=none, neck=none, neck_extent=behind_chin))
     torch.testing.assert_close(bare[1], red.expand_as(behind))
     assert bare[2].max() == 0
-
-
-def test_the_neck_goes_on_behind_the_chin_and_nowhere_else() -> None:
-    """It is the neck where that is to be seen, rises as far as it says, straight up, and is hidden by the head all the way."""
-    frame = made_frame(128)
-    layers = take_apart(frame)
-    chin = project(frame.mesh[:, 152:153], frame.camera)[0][0, 0, 1]
-    per_cm = frame.camera.intrinsics[0, 1, 1] / DISTANCE
-    extent, labels = layers.neck_extent[0, 0], frame.parsing[0]
-    rows = (extent > 0.5).any(1).nonzero()
-    assert abs(float(rows.min()) - float(chin - NECK_ABOVE_CHIN * per_cm)) < 2.5
-    assert (extent[labels == Region.NECK] > 0.5).float().mean() > 0.9
-    assert (extent <= layers.head[0, 0] + 1e-6).all() and layers.neck[0, 0][labels != Region.NECK].max() == 0
-    columns = (labels == Region.NECK).any(0)
-    assert (extent[:, ~columns] < 0.51).all()
-    upright = (extent > 0.5).float()[int(rows.min()) + 3 : int(chin)]
-    assert (upright.sum(1) > 0.6 * columns.sum()).all()
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -13,6 +13,7 @@ from datasets_toolkit.faces.face_regions import CHIN
 from datasets_toolkit.schema import HEAD_REGIONS, Region
 from mggtalk.geometry.cameras import pixel_centres, project, unproject
 from mggtalk.geometry.images import dilate, erode, push_pull, shift
+from mggtalk.geometry.neck import PIVOT
 from mggtalk.geometry.picture_kernels import lay_behind
 from mggtalk.streaming import can_stream, run_rows
 from mggtalk.types import Frame, TensorRecord
@@ -24,9 +25,17 @@ TRACE = 0.03
 LEAST = 0.3
 """Matte up to which a soft edge tells nothing of the colour of what it belongs to; from 1 - LEAST on it tells all."""
 NECK_ABOVE_CHIN = 3.0
-"""To which height above the chin (cm) the neck goes on behind the face."""
-BEND_BELOW_CHIN = 0.0
-"""Height (cm, from the chin upwards) below which neck and hair begin to bend towards the torso."""
+"""To which height above the chin (cm) the neck goes on behind the face, above all of it that is seen."""
+NECK_HALF_WIDTH = 5.5
+"""Half the width of a neck (cm), which goes on behind jaw and hair whether any of it is seen below or only a collar ..."""
+NECK_REACH = (-4.0, 5.0)
+"""... between these heights (cm) about :data:`mggtalk.geometry.neck.PIVOT`, the upper one about that of the lobes of the ears."""
+SLIVER = 1 / 48
+"""Half the width (of the image's) up to which hair between jaw and clothes is taken for clothes ..."""
+BEARD = 3.5
+"""... if it lies that far (cm) to the side of :data:`mggtalk.geometry.neck.PIVOT`, and below it."""
+HANGS = (8.0, -6.0)
+"""Heights above the chin (cm) between which hanging hair changes over from the head to the torso."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +51,12 @@ class Layers(TensorRecord):
     torso_extent: Float[Tensor, "*batch 1 h w"]  # alpha of the whole torso, hidden parts included
     neck: Float[Tensor, "*batch 1 h w"]  # 1 where it surely shows the neck
     neck_extent: Float[Tensor, "*batch 1 h w"]  # alpha of the whole neck, continued behind the face
+    neck_near: Float[Tensor, "*batch 1 h w"]  # 1 where it shows the neck, or nearly
 
 
 def take_apart(frame: Frame) -> Layers:
     """Split an annotated source (batched) into layers."""
+    frame = replace(frame, parsing=_without_slivers(frame))
     labels = frame.parsing[:, None]
     is_head = one_of(labels, HEAD_REGIONS).to(frame.image)
     is_torso = (labels == Region.TORSO).to(frame.image)
@@ -66,6 +77,7 @@ def take_apart(frame: Frame) -> Layers:
         torso_extent=_torso_extent(is_torso * frame.matte, hidden),
         neck=is_neck * (frame.matte > SOLID) * (1 - dilate(is_head - is_neck, 2)),
         neck_extent=_neck_extent(is_neck, is_head, frame),
+        neck_near=dilate(is_neck, 1),
     )
 
 
@@ -98,6 +110,16 @@ def one_of(labels: UInt8[Tensor, "*shape"], regions: tuple[Region, ...]) -> Bool
     return torch.isin(labels, torch.tensor([int(region) for region in regions], dtype=labels.dtype, device=labels.device))
 
 
+def _without_slivers(frame: Frame) -> UInt8[Tensor, "b h w"]:
+    """Labels in which slivers of hair between jaw and clothes are clothes: a collar's edge, which else goes where the head goes."""
+    is_hair, is_torso = ((frame.parsing[:, None] == region).to(frame.image) for region in (Region.HAIR, Region.TORSO))
+    radius = max(round(frame.image.shape[-2] * SLIVER), 1)
+    thin = is_hair * (1 - dilate(erode(is_hair, radius), radius)) * dilate(is_torso, 2 * radius)
+    across, up = _from_pivot(frame)
+    sliver = (thin > 0) & (up <= 0) & (across.abs() >= BEARD)
+    return torch.where(sliver[:, 0], frame.parsing.new_tensor(int(Region.TORSO)), frame.parsing)
+
+
 def _torso_extent(torso: Tensor, hidden: Tensor) -> Tensor:
     """The torso's alpha with its outline continued smoothly under neck and hair."""
     continued = push_pull(torso, 1 - hidden)
@@ -105,18 +127,31 @@ def _torso_extent(torso: Tensor, hidden: Tensor) -> Tensor:
 
 
 def _neck_extent(is_neck: Tensor, is_head: Tensor, frame: Frame) -> Tensor:
-    """The neck's alpha, continued upwards behind the face to :data:`NECK_ABOVE_CHIN`, where the head hides it from the source."""
-    height, radius = is_neck.shape[-2], max(is_neck.shape[-2] // 128, 1)
-    chin, depth = project(frame.mesh[:, CHIN : CHIN + 1], frame.camera)
-    highest = chin[:, 0, 1] - NECK_ABOVE_CHIN * frame.camera.intrinsics[:, 1, 1] / depth[:, 0]
-    rows = torch.arange(height, device=is_neck.device, dtype=is_neck.dtype)[:, None]
-    allowed = (rows >= highest[:, None, None, None]).to(is_neck)
-    broad = dilate(erode(is_neck * allowed, radius), radius)  # without slivers beside ears and jaw
+    """The neck's alpha, continued upwards behind the head, which hides it from the source: a head that turns uncovers its side."""
+    radius = max(is_neck.shape[-2] // 128, 1)
+    below = _from(frame.mesh[:, CHIN], frame)[..., 1] <= NECK_ABOVE_CHIN
+    across, up = _from_pivot(frame)
+    broad = dilate(erode(is_neck * below, radius), radius)  # without slivers beside ears and jaw
+    under = broad.flip(-2).cummax(-2).values.flip(-2) > 0  # above some of it
+    column = (across.abs() <= NECK_HALF_WIDTH) & (up <= NECK_REACH[1]) & (under | (up >= NECK_REACH[0]))
     solid = erode(is_head * (frame.matte > SOLID), 2 * radius)
-    behind = allowed * solid * broad.flip(-2).cummax(-2).values.flip(-2)  # above some of it
-    extent = torch.maximum(broad, behind)
+    extent = torch.maximum(broad, solid * (below & under | column))
     soft = avg_pool2d(extent, 4 * radius + 1, stride=1, padding=2 * radius, count_include_pad=False)
     return torch.minimum(torch.maximum(broad, 2 * soft - 1), is_head * frame.matte)
+
+
+def _from(point: Float[Tensor, "b 3"], frame: Frame) -> Float[Tensor, "b 1 h w 2"]:
+    """How far (cm) pixels lie to the right of a point of the head and above it, at its depth."""
+    height, width = frame.image.shape[-2:]
+    place, depth = project(point[:, None], frame.camera)
+    apart = pixel_centres(height, width, device=point.device, dtype=point.dtype) - place[:, None, None]
+    apart = apart * (depth / frame.camera.intrinsics[:, 0, 0, None])[..., None, None, None]
+    return apart * apart.new_tensor([1, -1])
+
+
+def _from_pivot(frame: Frame) -> tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w"]]:
+    across, up = _from(frame.mesh.new_tensor(PIVOT).expand(len(frame.mesh), 3), frame).unbind(-1)
+    return across, up
 
 
 def _own_colours(frame: Frame, is_head: Tensor, behind: Tensor) -> Tensor:
@@ -126,14 +161,15 @@ def _own_colours(frame: Frame, is_head: Tensor, behind: Tensor) -> Tensor:
 
 
 def _head_weight(frame: Frame, is_head: Tensor, is_torso: Tensor) -> Tensor:
-    """1 above the chin, 0 at the torso and at the lower image border, smooth over neck and hanging hair."""
+    """1 for the face, falling in hair that hangs, 0 at the torso and at the lower image border; smooth over the neck between them."""
     height, width = frame.image.shape[-2:]
     pixels = pixel_centres(height, width, device=frame.image.device, dtype=frame.image.dtype).reshape(1, -1, 2)
     points = unproject(pixels.expand(len(frame.depth), -1, -1), frame.depth.flatten(1).clamp(min=1), frame.camera)
-    below = points[..., 1].unflatten(-1, (height, width))[:, None] < (frame.mesh[:, CHIN, 1] + BEND_BELOW_CHIN)[:, None, None, None]
-    face = (frame.parsing[:, None] != Region.NECK) & (frame.parsing[:, None] != Region.HAIR)
-    moves = is_head * (face | ~below)
+    up = points[..., 1].unflatten(-1, (height, width))[:, None] - frame.mesh[:, CHIN, 1, None, None, None]
+    hangs = ((up - HANGS[1]) / (HANGS[0] - HANGS[1])).clamp(0, 1)
+    neck, hair = (frame.parsing[:, None] == region for region in (Region.NECK, Region.HAIR))
+    known = is_head * ~neck
     border = torch.zeros_like(is_head)
     border[..., -2:, :] = 1
-    stays = torch.maximum(dilate(is_torso, 1), border) * (1 - moves)
-    return push_pull(moves, torch.maximum(moves, stays))
+    stays = torch.maximum(dilate(is_torso, 1), border) * (1 - known)
+    return push_pull(known * torch.where(hair, hangs, 1), torch.maximum(known, stays))

@@ -68,7 +68,7 @@ def intact(tangents: Float[Tensor, "b n 2 3"], stretched: Float[Tensor, "b n 2 3
     """How much of its opacity a point keeps that bending has stretched by s: (:data:`TORN` / s)^4, at most 1.
 
     Skin does not stretch like that: where a head goes far, the neck slides below the collar, and a picture of the neck, which rests with
-    the torso, shows better than splats drawn out into stripes.
+    the torso, shows better than splats drawn out into stripes. Hair does.
 
     Args:
         tangents: before points bent.
