@@ -106,17 +106,27 @@ def reading_terms(image: Float[Tensor, "b 3 h w"], target: Frame, weights: Readi
     """What the tracker reads in a rendering of ``target`` against what it reads in the target itself.
 
     Colours say where a lip should be only while it overlaps with where it is; a tracker says so from afar. It reads both pictures, so
-    that what it always gets wrong does not count.
+    that what it always gets wrong does not count. Its gradients brighten and darken, no more: see :func:`same_hue`.
     """
     near = project(target.mesh, target.camera)[0]
     with torch.no_grad():
         wanted = reader(target.image, near)
-    read = reader(image, near)
+    read = reader(same_hue(image), near)
     height = (near[..., 1].amax(-1) - near[..., 1].amin(-1)).clamp(min=1)
     return {
         "reading/landmarks": Term(value=akd(read.landmarks, wanted.landmarks) / height, weight=weights.landmarks),
         "reading/blendshapes": Term(value=aed(read.blendshapes, wanted.blendshapes), weight=weights.blendshapes),
     }
+
+
+def same_hue(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """``image`` itself; what comes back of gradients is their part along each pixel's own colour, which keeps its hue.
+
+    A tracker reads teal irises as well as brown ones, and better if they stand out so: what it knows nothing of is not its to change.
+    """
+    colour = image.detach()
+    brightness = (image * colour).sum(1, keepdim=True) / colour.square().sum(1, keepdim=True).clamp(min=1e-4)
+    return colour + colour * (brightness - brightness.detach())
 
 
 def head_mask(frame: Frame) -> Float[Tensor, "b 1 h w"]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from datasets_toolkit.assets import locate
 from datasets_toolkit.faces.detection import FaceTracker
 from datasets_toolkit.schema import BLENDSHAPES, LANDMARKS, ByteImage, Face
-from mggtalk.losses import ReadingLoss, reading_terms, total
+from mggtalk.losses import ReadingLoss, reading_terms, same_hue, total
 from mggtalk.networks import face_landmarks as module
 from mggtalk.networks import tflite
 from mggtalk.networks.face_landmarks import EXPRESSIVE, FaceLandmarks
@@ -133,6 +133,23 @@ def test_a_face_follows_its_target(reader: FaceLandmarks, astronaut: ByteImage, 
         total(reading_terms(shown, target, weights, reader)).sum().backward()
         optimiser.step()
     assert aside.detach().norm() < 0.5
+
+
+def test_what_is_read_changes_no_hue(reader: FaceLandmarks, astronaut: ByteImage, astronaut_face: Face) -> None:
+    """Gradients to a rendering lie along its own colours, and are what the tracker's own have there; values are what they were."""
+    image, near = tensor(astronaut), points(astronaut_face)
+    target = frame_of(image, near)
+    shown = torch.roll(image, (-3, 4), (-2, -1)).requires_grad_()
+    gradient = torch.autograd.grad(total(reading_terms(shown, target, ReadingLoss(blendshapes=1.0, landmarks=1.0), reader)).sum(), shown)[0]
+    assert gradient.abs().max() > 0
+    colour = shown.detach()
+    assert torch.linalg.cross(gradient, colour, dim=1).abs().max() <= 1e-5 * gradient.abs().max()
+    weights = torch.randn(shown.shape, generator=torch.Generator().manual_seed(0))
+    plain = same_hue(shown)
+    torch.testing.assert_close(plain, shown)
+    (kept,) = torch.autograd.grad((weights * plain).sum(), shown)
+    along = (weights * colour).sum(1, keepdim=True) * colour / colour.square().sum(1, keepdim=True).clamp(min=1e-4)
+    torch.testing.assert_close(kept, along)
 
 
 def test_it_takes_no_part_in_checkpoints_and_learns_nothing(reader: FaceLandmarks) -> None:
