@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import io
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,17 +40,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(function: Callable[[argparse.Namespace], int | None], parsed: argparse.Namespace) -> int:
-    """Call a command, which may return a status; a user's mistake becomes one line on stderr and status 2, Ctrl-C status 130."""
+    """Call a command, which may return a status.
+
+    A user's mistake becomes one line on stderr and status 2, Ctrl-C status 130, a reader of stdout that has left status 141.
+    """
     addresses = [getattr(parsed, "root", None), getattr(parsed, "out", None), *getattr(parsed, "words", ())]
     try:
         with storage_options(getattr(parsed, "storage_option", ()), addresses):
-            return function(parsed) or 0
+            status = function(parsed) or 0
+            sys.stdout.flush()  # while a reader that has left, such as head, can be told from what else may go wrong
+            return status
+    except BrokenPipeError:
+        if not _unheard():
+            raise  # a pipe of somebody else's, such as a worker's
+        return 141  # as a process that SIGPIPE ends
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         return 130
+
+
+def _unheard() -> bool:
+    """Whether nobody reads stdout any more; if so, what else is written there goes nowhere, at exit too."""
+    try:
+        sys.stdout.flush()
+        if not hasattr(select, "poll"):  # not on Windows
+            return False
+        pipe = select.poll()
+        pipe.register(sys.stdout.fileno(), 0)  # errors are always told
+        if not any(event & (select.POLLERR | select.POLLHUP) for _, event in pipe.poll(0)):
+            return False
+    except BrokenPipeError:
+        pass
+    except io.UnsupportedOperation:  # no pipe at all
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return True
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 from skimage.data import astronaut, coffee
 
+from datasets_toolkit.cli import run
 from datasets_toolkit.media.video import VideoWriter, probe, read_frames
 from mggtalk.cli import main
 from mggtalk.demo import MOTION
@@ -190,6 +192,32 @@ def test_wrong_outputs_are_refused_before_any_work(folder: Path, tmp_path: Path)
     failed(here(*base, tmp_path / "out.mp4", "--model", tmp_path / "none"), "config.yaml")
     failed(here(*base, tmp_path / "out.mp4", "--assets", tmp_path / "none"), "none")
     failed(here("track", folder / "driver.mp4", "-o", tmp_path / "motion.txt"), "motion.txt")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(unbuffered: str) -> None:
+    """As `... | head -0`: nobody reads what is printed, which is found out while printing or at the end."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as stdout:
+        process = subprocess.run(
+            [sys.executable, "-m", "datasets_toolkit.cli", "assets"],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert (process.returncode, process.stderr) == (141, "")
+
+
+def test_another_broken_pipe_is_not_hidden() -> None:
+    def failing(_: argparse.Namespace) -> None:
+        raise BrokenPipeError("of a worker")
+
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        run(failing, argparse.Namespace())
 
 
 def test_the_demonstration_runs(tmp_path: Path) -> None:
