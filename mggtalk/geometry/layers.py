@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -111,13 +112,23 @@ def one_of(labels: UInt8[Tensor, "*shape"], regions: tuple[Region, ...]) -> Bool
 
 
 def _without_slivers(frame: Frame) -> UInt8[Tensor, "b h w"]:
-    """Labels in which slivers of hair between jaw and clothes are clothes: a collar's edge, which else goes where the head goes."""
-    is_hair, is_torso = ((frame.parsing[:, None] == region).to(frame.image) for region in (Region.HAIR, Region.TORSO))
+    """Labels in which slivers of hair between jaw and clothes are clothes or neck: a collar's edge, which else goes with the head."""
+    is_hair, is_torso, is_neck = ((frame.parsing[:, None] == region).to(frame.image) for region in (Region.HAIR, Region.TORSO, Region.NECK))
     radius = max(round(frame.image.shape[-2] * SLIVER), 1)
     thin = is_hair * (1 - dilate(erode(is_hair, radius), radius)) * dilate(is_torso, 2 * radius)
     across, up = _from_pivot(frame)
     sliver = (thin > 0) & (up <= 0) & (across.abs() >= BEARD)
-    return torch.where(sliver[:, 0], frame.parsing.new_tensor(int(Region.TORSO)), frame.parsing)
+    skin = _unlike(frame.image, is_neck, 3 * radius) < _unlike(frame.image, is_torso, 3 * radius)
+    labels = torch.where(skin & _above(is_neck), int(Region.NECK), int(Region.TORSO)).to(frame.parsing)
+    return torch.where(sliver, labels, frame.parsing[:, None])[:, 0]
+
+
+def _unlike(image: Tensor, region: Tensor, radius: int) -> Float[Tensor, "b 1 h w"]:
+    """Squared difference of colours from the mean of ``region`` within ``radius`` pixels; infinite where there is none of it."""
+    window = functools.partial(avg_pool2d, kernel_size=2 * radius + 1, stride=1, padding=radius)
+    share = window(region)
+    mean = window(image * region) / share.clamp(min=1e-6)
+    return torch.where(share > 0, (image - mean).square().sum(1, keepdim=True), torch.inf)
 
 
 def _torso_extent(torso: Tensor, hidden: Tensor) -> Tensor:
@@ -132,12 +143,16 @@ def _neck_extent(is_neck: Tensor, is_head: Tensor, frame: Frame) -> Tensor:
     below = _from(frame.mesh[:, CHIN], frame)[..., 1] <= NECK_ABOVE_CHIN
     across, up = _from_pivot(frame)
     broad = dilate(erode(is_neck * below, radius), radius)  # without slivers beside ears and jaw
-    under = broad.flip(-2).cummax(-2).values.flip(-2) > 0  # above some of it
-    column = (across.abs() <= NECK_HALF_WIDTH) & (up <= NECK_REACH[1]) & (under | (up >= NECK_REACH[0]))
+    column = (across.abs() <= NECK_HALF_WIDTH) & (up <= NECK_REACH[1]) & (_above(broad) | (up >= NECK_REACH[0]))
     solid = erode(is_head * (frame.matte > SOLID), 2 * radius)
-    extent = torch.maximum(broad, solid * (below & under | column))
+    extent = torch.maximum(broad, solid * (below & _above(broad) | column))
     soft = avg_pool2d(extent, 4 * radius + 1, stride=1, padding=2 * radius, count_include_pad=False)
     return torch.minimum(torch.maximum(broad, 2 * soft - 1), is_head * frame.matte)
+
+
+def _above(region: Tensor) -> Bool[Tensor, "b 1 h w"]:
+    """Where some of ``region`` is, or lies straight below."""
+    return region.flip(-2).cummax(-2).values.flip(-2) > 0
 
 
 def _from(point: Float[Tensor, "b 3"], frame: Frame) -> Float[Tensor, "b 1 h w 2"]:
