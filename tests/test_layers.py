@@ -65,6 +65,24 @@ def test_hair_hangs_more_the_lower_it_is_and_the_neck_bends_between_face_and_tor
     assert torch.corrcoef(torch.stack([rows, between]))[0, 1] < -0.8, "the higher, the more it goes with the head"
 
 
+@pytest.mark.parametrize("colour", ["skin", "cloth"])
+@pytest.mark.parametrize("above", [True, False])
+def test_slivers_are_of_the_neck_where_they_look_like_it(colour: str, above: bool) -> None:
+    """Straight above some of the neck, and in its colours; a light collar beside it stays a collar."""
+    frame = made_frame(128)
+    x, y, per_cm = pivot_of(frame)
+    rows, columns = slice(int(y + 2), int(y + 2 + 2 * per_cm)), slice(round(x + 4.5 * per_cm), round(x + 5.5 * per_cm))
+    parsing, image = torch.full_like(frame.parsing, int(Region.TORSO)), torch.zeros_like(frame.image)  # black cloth
+    neck = columns if above else slice(round(x + 3.5 * per_cm), columns.start)
+    parsing[:, rows.start : rows.stop + round(2 * per_cm), neck] = Region.NECK
+    parsing[:, rows, columns] = Region.HAIR
+    skin = torch.tensor([0.8, 0.6, 0.5])[:, None, None]
+    image[:, :, parsing[0] == Region.NECK] = skin[..., 0]
+    image[:, :, rows, columns] = (0.9 if colour == "skin" else 0.1) * skin
+    parts = take_apart(replace(frame, parsing=parsing, image=image, matte=torch.ones_like(frame.matte)))
+    assert (parts.head[0, 0, rows, columns] > 0.5).float().mean() == (1 if above and colour == "skin" else 0)
+
+
 @pytest.mark.parametrize("thick", [False, True])
 def test_slivers_of_hair_at_a_collar_are_the_collar(thick: bool) -> None:
     """Thin ones beside the neck, below the jaw, and near clothes; not broad hair, nor a beard."""
