@@ -22,7 +22,7 @@ from mggtalk.geometry.symmetry import hidden_behind, mirror_cloud, voxel_filter
 from mggtalk.modules.deformation import DeformationNetwork, Deformed
 from mggtalk.modules.gaussians import Densifier, GaussianDecoder, base_gaussians
 from mggtalk.modules.identity import IdentityEncoder
-from mggtalk.modules.inpainter import Inpainter, classical_fill
+from mggtalk.modules.inpainter import Inpainter, classical_fill, textured
 from mggtalk.modules.precision import exact
 from mggtalk.modules.refiner import GeometryRefiner
 from mggtalk.rendering.renderer import Renderer
@@ -51,6 +51,8 @@ class Reconstruction(nn.Module):
         filtered: whether those are dropped that are not needed: near visible points, or in front of what the source shows.
         detailed: whether what the Gaussians miss of the source is carried along (:mod:`mggtalk.geometry.detail`; not in the paper).
         relit: whether a face that turns changes its brightness in the source's light (:mod:`mggtalk.geometry.light`; not in the paper).
+        textured: whether the background's texture goes on behind the person (:mod:`mggtalk.geometry.texture`; not in the paper). Not done
+            in training, which it would hold up.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Reconstruction(nn.Module):
         filtered: bool = True,
         detailed: bool = True,
         relit: bool = True,
+        textured: bool = True,
     ) -> None:
         super().__init__()
         self.refiner, self.encoder, self.deformation = refiner, encoder, deformation
@@ -79,6 +82,7 @@ class Reconstruction(nn.Module):
         self.voxel_size, self.margin, self.capacity = voxel_size, margin, capacity
         self.sharpening, self.symmetry, self.filtered = sharpening, symmetry, filtered
         self.detailed, self.relit, self.light = detailed, relit, FaceLight()
+        self.textured = textured
 
     def reconstruct(self, frame: Frame) -> Identity:
         """What is computed once for a portrait (batched)."""
@@ -148,6 +152,8 @@ class Reconstruction(nn.Module):
         person = 1 - layers.background
         filled = torch.cat([torch.lerp(frame.image, behind, person), torch.lerp(frame.image, torso, layers.hidden)])
         behind, torso = self.inpainter(filled, torch.cat([person, layers.hidden])).chunk(2)
+        if self.textured and not self.training:
+            behind, torso = textured(frame.image, layers, behind, torso, alpha)
         return behind, torso, alpha
 
 

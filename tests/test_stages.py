@@ -315,6 +315,7 @@ def test_the_user_s_networks_measure_in_validation(batch: PairBatch, tmp_path: P
     files = [str(write(tmp_path / "alexnet.pth", convolutions(ALEXNET))), str(arcface(tmp_path)["weights"])]
     stage = GaussianStage(fresh(), alexnet=files[0], arcface=files[1], tracked="always")
     (values,) = quietly(make_trainer(tmp_path, [], enable_checkpointing=False).validate, stage, Again(batch), verbose=False)
+    stage.eval()  # as in validation: in training no textures go on behind the head
     with torch.inference_mode():
         output = stage.model(batch.pair).dense.image.clamp(0, 1)
         expected = Lpips(files[0])(output, batch.pair.target.image).mean()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mggtalk.geometry.images import dilate, push_pull
 from mggtalk.geometry.layers import Layers
+from mggtalk.geometry.texture import continue_texture
 from mggtalk.modules.layers import UNet, ZeroConv, unfold
 from mggtalk.modules.precision import learned
 
@@ -37,6 +38,29 @@ def _continued(image: Tensor, known: Tensor, extent: Tensor) -> tuple[Tensor, Te
     """Colours continued from where they are known, and their alpha: 0 if none is known."""
     some = known.amax((-2, -1), keepdim=True)
     return push_pull(image, known) * some, extent * some
+
+
+def textured(
+    image: Float[Tensor, "b 3 h w"],
+    layers: Layers,
+    behind: Float[Tensor, "b 3 h w"],
+    torso: Float[Tensor, "b 3 h w"],
+    alpha: Float[Tensor, "b 1 h w"],
+) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]]:
+    """Both fills with the background's texture continued (not in the paper, whose network has to invent it).
+
+    Args:
+        image: the source.
+        layers: what it shows where.
+        behind: the background, filled smoothly behind the person.
+        torso: the same with torso and neck over it.
+        alpha: of these two.
+
+    Returns:
+        The background and the background with torso and neck over it.
+    """
+    made = continue_texture(image, layers.background, behind)
+    return made, torso + layers.hidden * (1 - alpha) * (made - behind)
 
 
 class Inpainter(nn.Module):
