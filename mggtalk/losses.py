@@ -22,6 +22,7 @@ from mggtalk.geometry.cameras import project
 from mggtalk.geometry.images import nearest
 from mggtalk.geometry.layers import one_of
 from mggtalk.metrics.functional import aed, akd, ssim
+from mggtalk.networks.face_identity import FaceIdentity
 from mggtalk.networks.face_landmarks import FaceLandmarks
 from mggtalk.types import Frame, Gaussians, PointCloud
 
@@ -88,17 +89,21 @@ def focused_l1(image: Float[Tensor, "b 3 h w"], target: Frame, focus: float) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingLoss:
-    """Weights of what a face tracker reads in a rendering; the paper has no such terms, and 0 leaves one out.
+    """Weights of what a face tracker and a face recogniser read in a rendering; the paper has no such terms, and 0 leaves one out.
 
     Attributes:
         landmarks: of the mean distance between landmarks read in rendering and target, in units of the face's height.
         blendshapes: of the mean absolute difference between the expressions read.
+        identity: of the distance between dlib's descriptors (:class:`mggtalk.networks.face_identity.FaceIdentity`).
     """
 
     landmarks: float = 0.0
     blendshapes: float = 0.0
+    identity: float = 0.0
 
-    def __bool__(self) -> bool:
+    @property
+    def tracked(self) -> bool:
+        """Whether the tracker is needed."""
         return bool(self.landmarks or self.blendshapes)
 
 
@@ -117,6 +122,19 @@ def reading_terms(image: Float[Tensor, "b 3 h w"], target: Frame, weights: Readi
         "reading/landmarks": Term(value=akd(read.landmarks, wanted.landmarks) / height, weight=weights.landmarks),
         "reading/blendshapes": Term(value=aed(read.blendshapes, wanted.blendshapes), weight=weights.blendshapes),
     }
+
+
+def identity_terms(image: Float[Tensor, "b 3 h w"], target: Frame, weights: ReadingLoss, recogniser: FaceIdentity) -> dict[str, Term]:
+    """How far a recogniser finds a rendering of ``target`` from the target itself.
+
+    A face is known by small differences all over it, each of which is worth little to a loss on colours. Both pictures are cut out at the
+    same place. Its gradients keep hues as those of the tracker do: see :func:`same_hue`.
+    """
+    near = project(target.mesh, target.camera)[0]
+    with torch.no_grad():
+        wanted = recogniser(target.image, near)
+    apart = (recogniser(same_hue(image), near) - wanted).square().sum(-1)
+    return {"reading/identity": Term(value=(apart + 1e-6).sqrt(), weight=weights.identity)}  # a root without a corner at 0
 
 
 def same_hue(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

@@ -21,6 +21,7 @@ from torch_weights import ALEXNET, convolutions, write
 from training_scenes import make_trainer, quietly
 
 import mggtalk.stages
+from datasets_toolkit.annotators.identity_dlib import INSTALL, installed
 from datasets_toolkit.errors import UserError
 from mggtalk.callbacks.ema import Ema
 from mggtalk.checkpoints import CheckpointError, read_checkpoint
@@ -308,6 +309,26 @@ def test_a_tracker_may_read_along(batch: PairBatch, tmp_path: Path) -> None:
     assert loss(stage, batch) < 0.9 * before
     assert all(name.startswith("model.") for name in stage.state_dict())
     assert DeformationStage(fresh()).reader is None
+
+
+@pytest.mark.skipif(not installed(), reason=f"dlib's recogniser is not installed: {INSTALL}")
+def test_a_recogniser_may_read_along(batch: PairBatch, tmp_path: Path) -> None:
+    """As the tracker, with or without it."""
+    stage = GaussianStage(
+        fresh(),
+        image=ImageLoss(l1=0.0, ssim=0.0, perceptual=0.0),
+        reading=ReadingLoss(identity=1.0),
+        optimiser=Optimiser(rate=0.003, warmup=1),
+    )
+    assert stage.reader is None
+    with torch.no_grad():
+        before = stage.objective(batch.pair, stage.model.trace(batch.pair))["reading/identity"].value.mean()
+    fit(stage, batch, tmp_path, 10)
+    with torch.no_grad():
+        after = stage.objective(batch.pair, stage.model.trace(batch.pair))["reading/identity"].value.mean()
+    assert 0 < after < 0.95 * before
+    assert all(name.startswith("model.") for name in stage.state_dict())
+    assert GaussianStage(fresh()).recogniser is None
 
 
 def test_the_user_s_networks_measure_in_validation(batch: PairBatch, tmp_path: Path) -> None:

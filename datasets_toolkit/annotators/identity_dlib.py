@@ -24,7 +24,8 @@ SIDE, MARGIN = 150, 0.25
 _MEAN = [[0.8595675, 0.2134982], [0.6460605, 0.2289674], [0.1205751, 0.2137275], [0.3340851, 0.2290642], [0.4901123, 0.6277975]]
 TEMPLATE = SIDE * (np.array(_MEAN) + MARGIN) / (1 + 2 * MARGIN)
 """Where the five points lie in the network's input (pixel indices, from 0): dlib's mean face in the unit square, and a margin around it."""
-_POINTS = (263, 362, 33, 133, 2)  # outer and inner corner of the left eye, of the right eye; base of the nose
+POINTS = (263, 362, 33, 133, 2)
+"""Landmarks that a face is aligned by: outer and inner corner of the left eye, of the right eye; base of the nose."""
 
 
 class DlibIdentity(NetworkAnnotator, IdentityAnnotator):
@@ -96,7 +97,7 @@ def installed() -> bool:
 
 def five_points(landmarks: FloatArray) -> FloatArray:
     """The corners of both eyes and the base of the nose (5 x 2), in the order of dlib's face model, of landmarks (478 x 3)."""
-    return np.asarray(landmarks[list(_POINTS), :2])
+    return np.asarray(landmarks[list(POINTS), :2])
 
 
 def align_face(crop: FaceCrop) -> ByteImage:

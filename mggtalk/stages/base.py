@@ -18,10 +18,11 @@ from datasets_toolkit.native import keep_freed_memory
 from mggtalk.checkpoints import load_weights
 from mggtalk.data.loader import KEPT
 from mggtalk.data.packed import PairBatch
-from mggtalk.losses import ImageLoss, ReadingLoss, Term, image_terms, reading_terms, total
+from mggtalk.losses import ImageLoss, ReadingLoss, Term, identity_terms, image_terms, reading_terms, total
 from mggtalk.metrics.identity import FaceEmbedder
 from mggtalk.model import MGGTalk, Trace
 from mggtalk.modules.precision import exact
+from mggtalk.networks.face_identity import FaceIdentity
 from mggtalk.networks.face_landmarks import FaceLandmarks
 from mggtalk.networks.lpips import Lpips
 from mggtalk.networks.perceptual import make_perceptual
@@ -74,7 +75,7 @@ class Stage(LightningModule, ABC):
         start: checkpoint of an earlier stage, or the folder of an exported model, whose weights it begins with.
         optimiser: of the trained parts.
         image: weights of the loss on the pictures before and after densification.
-        reading: weights of what a face tracker reads in the picture after densification.
+        reading: weights of what a face tracker and a face recogniser read in the picture after densification.
         coarse: how much the picture before densification counts against the one after it (paper: 1).
         vgg: weight file of a VGG network for the perceptual distance; see :mod:`mggtalk.networks.perceptual`.
         face: weight file of a face recognition network for it.
@@ -109,7 +110,8 @@ class Stage(LightningModule, ABC):
             del self.hparams[name]  # built by hand, not by the command line: checkpoints hold no objects
         self.model, self.optimiser, self.image, self.coarse = model, optimiser or Optimiser(), image or ImageLoss(), coarse
         self.perceptual, self.reading = make_perceptual(vgg, face), reading or ReadingLoss()
-        self.reader = FaceLandmarks() if self.reading else None
+        self.reader = FaceLandmarks() if self.reading.tracked else None
+        self.recogniser = FaceIdentity() if self.reading.identity else None
         if start is not None:
             load_weights(model, Path(start))
         freeze_all_but(model, tuple(part for part in self.trains if self.optimiser.rates.get(part, 1.0)))
@@ -132,13 +134,15 @@ class Stage(LightningModule, ABC):
         return self.model(pair)
 
     def pictures(self, shown: Reenactment, target: Frame) -> dict[str, Term]:
-        """The paper's loss on both renderings, and what a tracker reads in the second."""
+        """The paper's loss on both renderings, and what tracker and recogniser read in the second."""
         terms = image_terms("dense", shown.dense.image, target, self.image, self.perceptual)
         if self.coarse:
             for name, term in image_terms("coarse", shown.coarse.image, target, self.image, self.perceptual).items():
                 terms[name] = Term(value=term.value, weight=self.coarse * term.weight)
         if self.reader is not None:
             terms |= reading_terms(shown.dense.image, target, self.reading, self.reader)
+        if self.recogniser is not None:
+            terms |= identity_terms(shown.dense.image, target, self.reading, self.recogniser)
         return terms
 
     def training_step(self, batch: PairBatch, index: int) -> Tensor:
